@@ -1,0 +1,12 @@
+"""The registry: every MoE family of transformers that can be built, by model type, and variants of some."""
+
+from __future__ import annotations
+
+from . import families_composite, families_sigmoid, families_softmax
+from .family import Family
+
+FAMILIES: dict[str, Family] = {
+    row.name: row for module in (families_softmax, families_sigmoid, families_composite) for row in module.ROWS
+}
+VARIANTS: dict[str, Family] = {}
+ZOO: dict[str, Family] = FAMILIES | VARIANTS
