@@ -27,7 +27,7 @@ class Site:
     """One MoE layer of a model: where its parts are and how many experts it has.
 
     Attributes:
-        key: name of the site in a store, ``L003``; a stack's name stands before it where a model has several.
+        key: name of the site in a store, ``L003``; where a model has several stacks, ``L003-encoder``.
         layer: the model's own layer index (dense layers count).
         ordinal: position among the MoE layers.
         block, router, experts: module paths; ``layer_path`` is the decoder layer around them.
@@ -152,7 +152,7 @@ def _with_unique_keys(sites: list[Site]) -> list[Site]:
     split = [site.layer_path.split(".") for site in sites]
     depth = next(i for i, names in enumerate(zip(*split, strict=False)) if len(set(names)) > 1)
     return [
-        Site(**{**site.__dict__, "key": f"{names[depth]}.{site.key}"}) for site, names in zip(sites, split, strict=True)
+        Site(**{**site.__dict__, "key": f"{site.key}-{names[depth]}"}) for site, names in zip(sites, split, strict=True)
     ]
 
 

@@ -1,0 +1,189 @@
+"""What one forward pass leaves behind at each site, and the reductions that turn it into columns of a store.
+
+Everything here runs on the model's device, over the real tokens alone (pads are dropped before), without a host
+synchronisation; `to_host` then moves all of it in one copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from moescope.hooks.semantics import Semantics
+
+
+@dataclass
+class SiteReading:
+    """One site in one forward pass, N real tokens. Slots are in rank order. Absent fields were not asked for.
+
+    Attributes:
+        expert: selected experts [N, k] int64.  weight: the weights really multiplied in [N, k], the router's dtype.
+        logits: router logits [N, E], the router's dtype.
+        logsumexp, entropy, margin: of logits, of the normalised scores (nats), and between the last selected and the
+            first rejected selection score; [N] float32, NaN where the router's rule is unproven.
+        norm, absmax: L2 norm and largest magnitude of each expert's unweighted output [N, k] float32.
+        vectors: unweighted outputs themselves [N, k, D], for the self-check.
+        outliers: per-expert maxima, where the outliers tier is wanted.
+    """
+
+    expert: torch.Tensor
+    weight: torch.Tensor
+    logits: torch.Tensor | None = None
+    logsumexp: torch.Tensor | None = None
+    entropy: torch.Tensor | None = None
+    margin: torch.Tensor | None = None
+    norm: torch.Tensor | None = None
+    absmax: torch.Tensor | None = None
+    vectors: torch.Tensor | None = None
+    outliers: ExpertMaxima | None = None
+
+
+@dataclass
+class ExpertMaxima:
+    """Per-expert maxima of one forward pass, [E] each; -inf and N where an expert had no token.
+
+    Attributes:
+        output: max |f_e(x)|.  input: max |x| among the tokens routed to e.  first: max |f_e| over e's first routed
+            token of this batch only (the released super-expert code).  row: token where ``output`` occurred.
+        tokens: selections.
+    """
+
+    output: torch.Tensor
+    input: torch.Tensor
+    first: torch.Tensor
+    row: torch.Tensor
+    tokens: torch.Tensor
+
+
+@dataclass
+class HiddenMaximum:
+    """The largest magnitude of a decoder layer's output, and the token and channel where it stands (scalars)."""
+
+    absmax: torch.Tensor
+    row: torch.Tensor
+    channel: torch.Tensor
+
+
+@dataclass
+class Reading:
+    """All sites (by key) and all decoder layers (by index) of one forward pass."""
+
+    sites: dict[str, SiteReading]
+    hidden: dict[int, HiddenMaximum]
+
+
+def rank_and_summarise(
+    semantics: Semantics, expert: torch.Tensor, weight: torch.Tensor, logits: torch.Tensor | None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The rank order of the slots [N, k], and logsumexp, entropy and margin [N] each."""
+    unknown = torch.full((len(expert),), torch.nan, device=expert.device)
+    if logits is None:
+        return _descending(weight.float()), {
+            "logsumexp": unknown, "entropy": unknown, "margin": unknown,
+        }  # fmt: skip
+    values = logits.float()
+    scores = semantics.scores(values)
+    chooser = semantics.selection_scores(values, scores)
+    key = weight.float() if chooser is None else chooser.gather(-1, expert)
+    order = _descending(key)
+    margin = unknown
+    if chooser is not None and semantics.groups is None:
+        margin = key.min(-1).values - chooser.scatter(-1, expert, -torch.inf).max(-1).values
+    return order, {
+        "logsumexp": values.logsumexp(-1),
+        "entropy": unknown if scores is None else _entropy(scores),
+        "margin": margin,
+    }
+
+
+def _descending(values: torch.Tensor) -> torch.Tensor:
+    return values.sort(dim=-1, descending=True, stable=True).indices
+
+
+def _entropy(scores: torch.Tensor) -> torch.Tensor:
+    shares = scores / scores.sum(-1, keepdim=True)
+    return torch.special.entr(shares).sum(-1)
+
+
+def expert_maxima(
+    n_experts: int, expert: torch.Tensor, absmax: torch.Tensor, input_absmax: torch.Tensor
+) -> ExpertMaxima:
+    """Reduce [N, k] expert-output maxima and [N] input maxima to one row for each expert, with no host round trip."""
+    n, k = expert.shape
+    ids = expert.flatten()
+    rows = torch.arange(n, device=expert.device).unsqueeze(-1).expand(n, k).flatten()
+    low = torch.full((n_experts,), -torch.inf, device=expert.device)
+    nowhere = torch.full((n_experts,), n, dtype=torch.int64, device=expert.device)
+    values = absmax.flatten().float()
+    output = low.scatter_reduce(0, ids, values, "amax")
+    at = torch.where(values == output[ids], rows, n)
+    first_row = nowhere.scatter_reduce(0, ids, rows, "amin")
+    return ExpertMaxima(
+        output=output,
+        input=low.scatter_reduce(0, ids, input_absmax.float()[rows], "amax"),
+        first=low.scatter_reduce(0, ids, torch.where(rows == first_row[ids], values, -torch.inf), "amax"),
+        row=nowhere.scatter_reduce(0, ids, at, "amin"),
+        tokens=torch.zeros_like(nowhere).scatter_add(0, ids, torch.ones_like(ids)),
+    )
+
+
+def hidden_maximum(hidden: torch.Tensor) -> HiddenMaximum:
+    """Largest magnitude in hidden states [N, H] and where it stands."""
+    per_row = torch.linalg.vector_norm(hidden, ord=torch.inf, dim=-1)
+    row = per_row.argmax()
+    return HiddenMaximum(absmax=per_row[row].float(), row=row, channel=hidden[row].abs().argmax())
+
+
+class HostCopy:
+    """A reading on its way to the host: started without waiting, finished by `arrays`.
+
+    All tensors are packed into one buffer, so that a GPU makes one copy for each forward pass.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self._names: list[tuple[str, ...]] = []
+        self._tensors: list[torch.Tensor] = []
+        for key, site in reading.sites.items():
+            self._take(("site", key), site)
+        for layer, maximum in reading.hidden.items():
+            self._take(("hidden", str(layer)), maximum)
+        self._done: torch.cuda.Event | None = None
+        if self._tensors and self._tensors[0].is_cuda:
+            self._start_copy()
+
+    def _take(self, prefix: tuple[str, ...], record: object) -> None:
+        for item in fields(record):  # type: ignore[arg-type]
+            value = getattr(record, item.name)
+            if isinstance(value, torch.Tensor):
+                self._names.append((*prefix, item.name))
+                self._tensors.append(value.detach())
+            elif value is not None:
+                self._take((*prefix, item.name), value)
+
+    def _start_copy(self) -> None:
+        # Each piece starts at a multiple of 8 bytes so that any dtype can be viewed in place.
+        pieces = [t.contiguous().reshape(-1).view(torch.uint8) for t in self._tensors]
+        packed = torch.cat([torch.nn.functional.pad(p, (0, -len(p) % 8)) for p in pieces])
+        host = torch.empty(packed.shape, dtype=torch.uint8, pin_memory=True)
+        host.copy_(packed, non_blocking=True)
+        self._done = torch.cuda.Event()
+        self._done.record()
+        landed, offset = [], 0
+        for tensor, piece in zip(self._tensors, pieces, strict=True):
+            landed.append(host[offset : offset + len(piece)].view(tensor.dtype).view(tensor.shape))
+            offset += len(piece) + -len(piece) % 8
+        self._tensors = landed
+
+    def arrays(self) -> dict[tuple[str, ...], np.ndarray]:
+        """Wait for the copy and give NumPy arrays by name; bfloat16 comes as its bits in uint16."""
+        if self._done is not None:
+            self._done.synchronize()
+        return {name: _numpy(tensor) for name, tensor in zip(self._names, self._tensors, strict=True)}
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
+    return tensor.numpy()

@@ -1,0 +1,190 @@
+"""The self-check: is what the taps would read really what the model computes? Run at load, on one small batch.
+
+It answers with figures, not with trust: the logits with and without taps to the bit, the ids against their range, and
+sum(weight x expert output) against what the experts really returned. A model that fails is refused with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from moescope.errors import RefusedError
+from moescope.hooks.readings import SiteReading
+from moescope.hooks.semantics import Semantics, infer
+from moescope.hooks.sites import Site
+from moescope.hooks.taps import LinearWatch, Tap, Want, experts_arguments, override_forward
+
+Forward = Callable[[], torch.Tensor]
+REBUILD_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+HALF_TOLERANCE = 3e-2  # bf16 keeps 8 bits of mantissa; a wrong expert gives an error near 1
+
+
+@dataclass(frozen=True)
+class SiteCheck:
+    """What the self-check found at one site.
+
+    Attributes:
+        rebuild_error: ||sum(weight x output) - experts' output|| / ||experts' output||; None where expert outputs
+            cannot be observed, with the reason in ``note``.
+        logits_are_linear: the router's first output is its own linear map, to the bit.
+    """
+
+    site: Site
+    semantics: Semantics
+    rebuild_error: float | None
+    logits_are_linear: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """The verdict on a model: every site's check, and whether logits stay bit-identical under capture."""
+
+    sites: list[SiteCheck]
+    logits_identical: bool
+    idle: list[str]
+    """Experts modules that did not run on text (a vision pool, say); they are not captured."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain figures for a manifest."""
+        errors = [check.rebuild_error for check in self.sites if check.rebuild_error is not None]
+        return {
+            "logits_identical": self.logits_identical,
+            "largest_rebuild_error": max(errors, default=None),
+            "sites": len(self.sites),
+            "idle": self.idle,
+        }
+
+
+@dataclass
+class _Seen:
+    """What a site showed in the probing pass: plain facts, before any interpretation."""
+
+    output: torch.Tensor | None = None
+    linear: torch.Tensor | None = None
+    ids: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    returned: torch.Tensor | None = None
+
+
+def self_check(model: nn.Module, sites: list[Site], forward: Forward) -> SelfCheck:
+    """Probe, interpret and verify every site of a model.
+
+    Args:
+        model: the transformers model.
+        sites: from `discover`.
+        forward: runs the model on one fixed batch and gives its logits.
+
+    Raises:
+        RefusedError: a site cannot be read faithfully; the message says which and why.
+    """
+    before = forward()
+    seen = _probe(model, sites, forward)
+    running = [site for site in sites if seen[site.key].ids is not None]
+    if not running:
+        raise RefusedError("No MoE layer ran on a batch of text; there is nothing to capture.")
+    semantics = {site.key: _interpret(model, site, seen[site.key]) for site in running}
+    logits, readings, note = _tapped(model, running, semantics, forward)
+    if not torch.equal(before, logits):
+        again = forward()
+        why = "differ under capture" if torch.equal(before, again) else "differ between two plain runs of this model"
+        raise RefusedError(f"The model's logits {why} (largest difference {(before - logits).abs().max():.3g}).")
+    checks = [_verify(site, semantics[site.key], seen[site.key], readings[site.key], note) for site in running]
+    return SelfCheck(checks, True, [site.experts for site in sites if site not in running])
+
+
+def _probe(model: nn.Module, sites: list[Site], forward: Forward) -> dict[str, _Seen]:
+    seen = {site.key: _Seen() for site in sites}
+    undo: list[Callable[[], None]] = []
+    try:
+        for site in sites:
+            undo += _probe_hooks(model, site, seen[site.key])
+        forward()
+    finally:
+        for remove in reversed(undo):
+            remove()
+    return seen
+
+
+def _probe_hooks(model: nn.Module, site: Site, seen: _Seen) -> list[Callable[[], None]]:
+    router, experts = model.get_submodule(site.router), model.get_submodule(site.experts)
+
+    def routed(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with LinearWatch() as watch:
+            output = original(*args, **kwargs)
+        first = output[0] if isinstance(output, tuple) else output
+        seen.output = first.detach().reshape(-1, first.shape[-1]).clone()
+        seen.linear = None if watch.last is None else watch.last.reshape(-1, watch.last.shape[-1]).clone()
+        return output
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        _, ids, weights = experts_arguments(module, args, kwargs)
+        seen.ids, seen.weights = ids.detach().clone(), weights.detach().clone()
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        seen.returned = output.detach().clone()
+
+    return [
+        override_forward(router, routed),
+        experts.register_forward_pre_hook(before, with_kwargs=True).remove,
+        experts.register_forward_hook(after).remove,
+    ]
+
+
+def _interpret(model: nn.Module, site: Site, seen: _Seen) -> Semantics:
+    assert seen.ids is not None and seen.weights is not None
+    if seen.output is None:
+        raise RefusedError(f"{site.router} did not run although its experts did; its logits cannot be read.")
+    if seen.output.shape[-1] != site.n_experts:
+        raise RefusedError(
+            f"{site.router} scores {seen.output.shape[-1]} classes for {site.n_experts} experts (a skip class or a "
+            "product key); this router is not captured yet, rather than captured wrongly."
+        )
+    block = model.get_submodule(site.block)
+    return infer(site, block, output=seen.output, linear=seen.linear, ids=seen.ids, weights=seen.weights)
+
+
+def _tapped(
+    model: nn.Module, sites: list[Site], semantics: dict[str, Semantics], forward: Forward
+) -> tuple[torch.Tensor, dict[str, SiteReading], str]:
+    """Run once more under the taps that a capture would use, with expert outputs if they can be observed."""
+    try:
+        with Tap(model, sites, semantics, Want(logits=True, experts=True, outliers=True, vectors=True)) as tap:
+            tap.begin()
+            logits = forward()
+            return logits, tap.take().sites, ""
+    except RefusedError as refusal:
+        with Tap(model, sites, semantics, Want(logits=True)) as tap:
+            tap.begin()
+            logits = forward()
+            return logits, tap.take().sites, str(refusal)
+
+
+def _verify(site: Site, semantics: Semantics, seen: _Seen, reading: SiteReading, note: str) -> SiteCheck:
+    ids, weights = reading.expert, reading.weight
+    if int(ids.min()) < 0 or int(ids.max()) >= site.n_experts:
+        raise RefusedError(f"{site.experts} receives expert ids outside 0..{site.n_experts - 1} (expert parallel?).")
+    if (ids.sort(-1).values.diff(dim=-1) == 0).any():
+        raise RefusedError(f"{site.experts} receives the same expert twice for one token.")
+    if not torch.isfinite(weights).all():
+        raise RefusedError(f"{site.experts} receives routing weights that are not finite.")
+    linear = seen.linear is not None and seen.output is not None and torch.equal(seen.output, seen.linear)
+    if reading.vectors is None:
+        return SiteCheck(site, semantics, None, linear, note)
+    assert seen.returned is not None
+    if torch.isnan(reading.vectors).any():
+        raise RefusedError(f"{site.experts}: some selected experts gave no output, or NaN.")
+    rebuilt = (reading.vectors.double() * weights.double().unsqueeze(-1)).sum(1)
+    returned = seen.returned.reshape(rebuilt.shape).double()
+    error = float((rebuilt - returned).norm() / returned.norm().clamp_min(1e-30))
+    if error > REBUILD_TOLERANCE.get(seen.returned.dtype, HALF_TOLERANCE):
+        raise RefusedError(
+            f"{site.experts}: sum(weight x expert output) misses the experts' real output by {error:.2g} (relative); "
+            "what would be stored is not what the model computes."
+        )
+    return SiteCheck(site, semantics, error, linear, note)

@@ -1,0 +1,207 @@
+"""What a router's numbers mean, found out from one batch rather than from the model's name.
+
+The ids and weights that reach the experts are facts. Everything else (which score function, is there a selection bias,
+are there groups, are weights renormalised) is a hypothesis about how they came from the logits, and is kept only where
+it reproduces them. What no hypothesis explains stays ``None``, and what depends on it is null in the store.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+import torch
+from torch import nn
+
+from moescope.hooks.sites import Site
+
+SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "softmax": lambda logits: logits.softmax(-1),
+    "sigmoid": torch.sigmoid,
+    "sqrtsoftplus": lambda logits: nn.functional.softplus(logits).sqrt(),
+}
+GROUP_NAMES = ("n_group", "num_expert_group", "n_groups", "num_expert_groups")
+KEPT_GROUP_NAMES = ("topk_group", "num_limited_groups", "topk_groups")
+
+
+@dataclass(frozen=True)
+class Semantics:
+    """How a site's ids and weights follow from its logits, as far as one batch could prove it.
+
+    Attributes:
+        top_k: slots for each token, read from the experts' own argument.
+        logits_from: "output" (first item of the router's output) or "linear" (the router's own linear, where the
+            output holds something else: probabilities in gemma4).
+        router_output: "logits" or "probabilities", what the router itself returns first.
+        score_function: a key of `SCORES`, or None where none reproduces the weights.
+        renormalised: a token's weights are divided by their sum; None where undecided.
+        scaling: the factor in the weights beyond score and renormalisation; None where it is not one number.
+        selection: whose largest k were chosen: "score", "logit" (where the score function is unknown or a bias is added
+            to the logit), or None where unproven (hash layers).
+        bias: path below the block of the vector added for selection only.
+        groups: (number of groups, groups kept, how a group is scored), where selection goes through groups.
+        selection_bias: that vector, [E].
+    """
+
+    top_k: int
+    logits_from: str
+    router_output: str
+    score_function: str | None = None
+    renormalised: bool | None = None
+    scaling: float | None = None
+    selection: str | None = None
+    bias: str | None = None
+    groups: tuple[int, int, str] | None = None
+    selection_bias: torch.Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def rank_by(self) -> str:
+        """The number that orders a token's slots: the selection score where proven, else the routing weight."""
+        return "weight" if self.selection is None else f"selection {self.selection}"
+
+    def scores(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """Router scores over all experts, [T, E] float32, or None where the score function is unknown."""
+        return None if self.score_function is None else SCORES[self.score_function](logits.float())
+
+    def selection_scores(self, logits: torch.Tensor, scores: torch.Tensor | None) -> torch.Tensor | None:
+        """The numbers whose largest k (inside the kept groups) were selected, [T, E], or None where unproven."""
+        base = {"score": scores, "logit": logits.float(), None: None}[self.selection]
+        if base is None or self.selection_bias is None:
+            return base
+        return base + self.selection_bias.to(base)
+
+
+def infer(
+    site: Site,
+    block: nn.Module,
+    *,
+    output: torch.Tensor,
+    linear: torch.Tensor | None,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+) -> Semantics:
+    """Find the hypothesis that reproduces a batch's ids and weights.
+
+    Args:
+        site: the site.
+        block: the module that holds router and experts; its vectors of length E are candidates for biases and scales.
+        output: first item of the router's output, [T, columns].
+        linear: output of the router's last linear, [T, columns], if one was seen.
+        ids, weights: what the experts received, [T, k].
+    """
+    probabilities = _are_probabilities(output) and linear is not None
+    sources = {"linear": linear} if probabilities else {"output": output, "linear": linear}
+    sources = {name: logits for name, logits in sources.items() if logits is not None and logits.shape[-1] == site.n_experts}
+    vectors = dict(_vectors(block, site.n_experts))
+    found = Semantics(
+        top_k=ids.shape[-1],
+        logits_from=next(iter(sources), "output"),
+        router_output="probabilities" if probabilities else "logits",
+    )
+    exact = weights.dtype == torch.float32 and output.dtype == torch.float32
+    best = _best_weight_rule(sources, vectors, ids, weights)
+    if best is not None and best.residual <= (1e-4 if exact else 3e-2):
+        found = replace(
+            found,
+            logits_from=best.source,
+            score_function=best.score,
+            renormalised=best.renormalised,
+            scaling=best.scaling,
+        )
+    if found.logits_from not in sources:
+        return found
+    logits = sources[found.logits_from].float()
+    return _with_selection(found, logits, ids, vectors, _group_settings(block))
+
+
+@dataclass(frozen=True)
+class _WeightRule:
+    residual: float
+    source: str
+    score: str
+    renormalised: bool | None
+    scaling: float | None
+
+
+def _best_weight_rule(
+    sources: Mapping[str, torch.Tensor], vectors: Mapping[str, torch.Tensor], ids: torch.Tensor, weights: torch.Tensor
+) -> _WeightRule | None:
+    """The rule weight = scaling * score / (1 or the sum of the selected) * (1 or a vector over experts) that fits best."""
+    rules = []
+    scales = {"": None, **vectors}
+    for (source, logits), (name, score), scale in product(sources.items(), SCORES.items(), scales.values()):
+        selected = score(logits.double()).gather(-1, ids)
+        target = weights.double() / (1 if scale is None else scale.double()[ids])
+        ratio = target / selected
+        if not torch.isfinite(ratio).all():
+            continue
+        constant = float(ratio.mean())
+        rules.append(_WeightRule(_spread(ratio, ratio.mean()), source, name, False, constant))
+        if ids.shape[-1] > 1:
+            sums = target.sum(-1, keepdim=True)
+            scaling = float(sums.mean()) if _spread(sums, sums.mean()) < 1e-2 else None
+            rules.append(_WeightRule(_spread(ratio, ratio.mean(-1, keepdim=True)), source, name, True, scaling))
+    # A rule with more freedom must fit clearly better to be preferred over one that stands before it.
+    return min(rules, key=lambda rule: round(math.log10(max(rule.residual, 1e-9))), default=None)
+
+
+def _spread(values: torch.Tensor, centre: torch.Tensor) -> float:
+    return float(((values - centre) / centre).abs().max())
+
+
+def _with_selection(
+    found: Semantics,
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    vectors: Mapping[str, torch.Tensor],
+    group_settings: tuple[int, int] | None,
+) -> Semantics:
+    """Add the selection rule that picks exactly these ids: first without, then with a bias, then through groups."""
+    scores = found.scores(logits)
+    bases = {"logit": logits} if scores is None else {"score": scores, "logit": logits}
+    rules = [None] if group_settings is None else [None, (*group_settings, "max"), (*group_settings, "top-2 sum")]
+    for groups, (bias, vector), (selection, base) in product(rules, [(None, None), *vectors.items()], bases.items()):
+        chooser = base if vector is None else base + vector.to(base)
+        if _selects(chooser, ids, groups):
+            return replace(found, selection=selection, bias=bias, groups=groups, selection_bias=vector)
+    return found
+
+
+def _selects(chooser: torch.Tensor, ids: torch.Tensor, groups: tuple[int, int, str] | None) -> bool:
+    """Whether the ids are a top-k of the chooser (ties count as right), inside the kept groups if there are any."""
+    if groups is not None:
+        chooser = within_groups(chooser, groups)
+    chosen = chooser.gather(-1, ids).min(-1).values
+    rest = chooser.scatter(-1, ids, -torch.inf).max(-1).values
+    return bool((chosen >= rest).all())
+
+
+def within_groups(chooser: torch.Tensor, groups: tuple[int, int, str]) -> torch.Tensor:
+    """Selection scores [T, E] with -inf in the groups that are not kept (DeepSeek-V2 and V3, group-limited routing)."""
+    n_groups, kept, how = groups
+    grouped = chooser.unflatten(-1, (n_groups, -1))
+    worth = grouped.max(-1).values if how == "max" else grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1)
+    keep = torch.zeros_like(worth, dtype=torch.bool).scatter(-1, worth.topk(kept, -1).indices, True)
+    return grouped.masked_fill(~keep.unsqueeze(-1), -torch.inf).flatten(-2)
+
+
+def _vectors(block: nn.Module, n_experts: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers of the block that hold one number for each expert."""
+    for name, tensor in [*block.named_parameters(), *block.named_buffers()]:
+        if tensor.numel() == n_experts and tensor.is_floating_point():
+            yield name, tensor.detach().flatten()
+
+
+def _group_settings(block: nn.Module) -> tuple[int, int] | None:
+    holders = [module for module in block.modules()] + [getattr(block, "config", None)]
+    holders += [getattr(module, "config", None) for module in block.modules()]
+    n_groups = next((v for h in holders for n in GROUP_NAMES if isinstance(v := getattr(h, n, None), int)), 1)
+    kept = next((v for h in holders for n in KEPT_GROUP_NAMES if isinstance(v := getattr(h, n, None), int)), 1)
+    return (n_groups, kept) if n_groups > 1 else None
+
+
+def _are_probabilities(output: torch.Tensor) -> bool:
+    values = output.float()
+    return bool((values >= 0).all()) and torch.allclose(values.sum(-1), values.new_ones(()), atol=1e-2)
