@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .family import ExpertMath, Family, Routing
-from .sizes import CLAMPED, GROUPS, LATENT_ATTENTION, LOCAL, SIGMOID_BIAS, SIGMOID_GROUPS, SPARSE_INDEX, TEXT
+from .sizes import (
+    CLAMPED,
+    DENSE_FIRST,
+    GROUPS,
+    LATENT_ATTENTION,
+    LOCAL,
+    SIGMOID_BIAS,
+    SIGMOID_GROUPS,
+    SPARSE_INDEX,
+    TEXT,
+)
 
 ROWS = [
     Family("deepseek_v3", "DeepseekV3ForCausalLM", LOCAL | LATENT_ATTENTION | GROUPS, SIGMOID_GROUPS),
@@ -79,4 +89,103 @@ ROWS = [
         },
         SIGMOID_GROUPS,
     ),
+    Family(
+        "afmoe",
+        "AfmoeForCausalLM",
+        TEXT | {"num_dense_layers": 1, "num_shared_experts": 1, "route_scale": 1.5, "sliding_window": 4},
+        Routing(
+            "sigmoid", weight="gate.weight", bias="expert_bias", normalise=True, epsilon=1e-20, scale="route_scale"
+        ),
+        router="router",
+        notes="The router's forward takes the block's selection bias; the router holds a linear named gate.",
+    ),
+    Family(
+        "axk1", "AXK1ForCausalLM", LOCAL | LATENT_ATTENTION | GROUPS, SIGMOID_GROUPS, notes="RMSNorm after the sum."
+    ),
+    Family(
+        "axk2",
+        "AXK2ForCausalLM",
+        LOCAL | LATENT_ATTENTION | GROUPS | SPARSE_INDEX | DENSE_FIRST | {"gated_norm_rank": 4},
+        replace(SIGMOID_GROUPS, group_fill=0.0),
+    ),
+    Family(
+        "bailing_hybrid",
+        "BailingHybridForCausalLM",
+        LOCAL | LATENT_ATTENTION | GROUPS | {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+        SIGMOID_GROUPS,
+    ),
+    Family(
+        "beam",
+        "BeamForCausalLM",
+        LOCAL | GROUPS | DENSE_FIRST,
+        replace(SIGMOID_GROUPS, scale=None),
+        notes="The block multiplies by routed_scaling_factor after the experts.",
+    ),
+    Family(
+        "cohere2_moe",
+        "Cohere2MoeForCausalLM",
+        LOCAL | {"expert_selection_fn": "sigmoid", "norm_topk_prob": True, "num_shared_experts": 1},
+        Routing("sigmoid", over="selected", normalise="norm_topk_prob"),
+        notes="Routed and shared outputs are averaged.",
+    ),
+    Family(
+        "deepseek_v32",
+        "DeepseekV32ForCausalLM",
+        LOCAL | LATENT_ATTENTION | GROUPS | SPARSE_INDEX,
+        SIGMOID_GROUPS,
+    ),
+    Family("dots1", "Dots1ForCausalLM", LOCAL | GROUPS, SIGMOID_GROUPS),
+    Family(
+        "dots3_note",
+        "Dots3NoteForCausalLM",
+        LOCAL | LATENT_ATTENTION | GROUPS | SPARSE_INDEX | DENSE_FIRST | {"shared_experts_intermediate_size": 24},
+        SIGMOID_GROUPS,
+    ),
+    Family("exaone_moe", "ExaoneMoeForCausalLM", TEXT | GROUPS | {"num_shared_experts": 1}, SIGMOID_GROUPS),
+    Family(
+        "flint",
+        "FlintForCausalLM",
+        TEXT | {"shared_expert_intermediate_size": 24, "norm_topk_prob": True, "mlp_only_layers": [0]},
+        Routing("sigmoid", normalise="norm_topk_prob"),
+    ),
+    Family("glm4_moe_lite", "Glm4MoeLiteForCausalLM", LOCAL | LATENT_ATTENTION | GROUPS, SIGMOID_GROUPS),
+    Family("glm_moe_dsa", "GlmMoeDsaForCausalLM", LOCAL | LATENT_ATTENTION | GROUPS | SPARSE_INDEX, SIGMOID_GROUPS),
+    Family(
+        "hy_v3",
+        "HYV3ForCausalLM",
+        LOCAL | DENSE_FIRST | {"num_shared_experts": 1, "router_scaling_factor": 1.5},
+        replace(SIGMOID_BIAS, bias="e_score_correction_bias", epsilon=1e-20, scale="router_scaling_factor"),
+        notes="The block owns the selection bias and passes it to the router's forward.",
+    ),
+    Family(
+        "hy_v4",
+        "HYV4ForCausalLM",
+        LOCAL | LATENT_ATTENTION | GROUPS | SPARSE_INDEX | DENSE_FIRST | {"hc_mult": 2, "swiglu_limit": 0.5},
+        SIGMOID_GROUPS,
+        CLAMPED,
+    ),
+    Family(
+        "kolibri1",
+        "Kolibri1ForCausalLM",
+        LOCAL | {"shared_expert_intermediate_size": 24, "norm_topk_prob": True, "sliding_window": 5},
+        Routing("sigmoid", bias="gate.e_score_correction_bias", bias_on="logit", normalise="norm_topk_prob"),
+        notes="The selection bias is added to the logit, not to the score.",
+    ),
+    Family(
+        "laguna",
+        "LagunaForCausalLM",
+        TEXT
+        | DENSE_FIRST
+        | {"shared_expert_intermediate_size": 24, "moe_routed_scaling_factor": 1.5, "sliding_window": 4}
+        | {"moe_router_logit_softcapping": 1.0},
+        replace(SIGMOID_BIAS, kind="softcapped"),
+        notes="Logits are tanh-capped before the sigmoid; the block multiplies by the scale after the experts.",
+    ),
+    Family(
+        "mimo_v2_flash",
+        "MiMoV2FlashForCausalLM",
+        LOCAL | GROUPS | {"v_head_dim": 8, "sliding_window": 4},
+        SIGMOID_GROUPS,
+    ),
+    Family("solar_open", "SolarOpenForCausalLM", LOCAL | GROUPS, SIGMOID_GROUPS),
 ]

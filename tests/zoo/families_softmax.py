@@ -5,10 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .family import ExpertMath, Family, Routing
-from .sizes import GROUPS, LATENT_ATTENTION, LOCAL, SOFTMAX_GROUPS, SOFTMAX_SELECTED, TEXT
+from .sizes import (
+    GATED_DELTA,
+    GROUPS,
+    LATENT_ATTENTION,
+    LOCAL,
+    NORMALISED,
+    QWEN,
+    SOFTMAX_GROUPS,
+    SOFTMAX_SELECTED,
+    SOFTMAX_TOP2_GROUPS,
+    TEXT,
+)
 
-QWEN = Routing(normalise="norm_topk_prob")
-NORMALISED = Routing(normalise=True)
 GPT_OSS = ExpertMath(gate="gpt_oss", transposed=True, interleaved=True, biased=True)
 
 ROWS = [
@@ -79,5 +88,44 @@ ROWS = [
         "HunYuanMoEV1ForCausalLM",
         TEXT | {"moe_topk": 2},
         replace(NORMALISED, weight="wg.weight", top_k="moe_topk"),
+    ),
+    Family("flex_olmo", "FlexOlmoForCausalLM", LOCAL | {"norm_topk_prob": True}, QWEN),
+    Family("mellum", "MellumForCausalLM", LOCAL | {"norm_topk_prob": True}, QWEN),
+    Family("minimax", "MiniMaxForCausalLM", LOCAL | {"block_size": 4}, NORMALISED),
+    Family(
+        "granitemoeshared",
+        "GraniteMoeSharedForCausalLM",
+        LOCAL | {"shared_intermediate_size": 24},
+        SOFTMAX_SELECTED,
+        router="router",
+        notes="The shared MLP is the block's sibling in the decoder layer.",
+    ),
+    Family(
+        "granitemoe_swa",
+        "GraniteMoeSWAForCausalLM",
+        LOCAL | {"shared_intermediate_size": 24, "sliding_window": 4},
+        SOFTMAX_SELECTED,
+        router="router",
+    ),
+    Family(
+        "granitemoehybrid",
+        "GraniteMoeHybridForCausalLM",
+        LOCAL
+        | {"shared_intermediate_size": 24, "layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+        | {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},
+        SOFTMAX_SELECTED,
+        router="router",
+    ),
+    Family(
+        "mistral4",
+        "Mistral4ForCausalLM",
+        LOCAL | LATENT_ATTENTION | GROUPS,
+        replace(SOFTMAX_TOP2_GROUPS, normalise="norm_topk_prob"),
+    ),
+    Family(
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
+        TEXT | GATED_DELTA | {"shared_expert_intermediate_size": 24, "norm_topk_prob": True},
+        QWEN,
     ),
 ]

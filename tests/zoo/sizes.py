@@ -42,7 +42,15 @@ GROUPS: dict[str, Any] = {
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
 }
+DENSE_FIRST: dict[str, Any] = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
 SPARSE_INDEX: dict[str, Any] = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 4}
+GATED_DELTA: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 # The spellings that vision configurations use; towers are built but never run.
 VISION: dict[str, Any] = {
     "hidden_size": 16,
@@ -68,5 +76,11 @@ SIGMOID_GROUPS = Routing(
 SOFTMAX_GROUPS = Routing(groups="max", group_fill=0.0, scale="routed_scaling_factor")
 # The same sigmoid router without groups or a scale inside.
 SIGMOID_BIAS = Routing(score="sigmoid", bias="gate.e_score_correction_bias", normalise=True)
+# Mistral's: softmax, groups by their two best, the rest at zero instead of minus infinity.
+SOFTMAX_TOP2_GROUPS = Routing(
+    groups="top2", group_fill=0.0, normalise=True, epsilon=1e-20, scale="routed_scaling_factor"
+)
+QWEN = Routing(normalise="norm_topk_prob")
+NORMALISED = Routing(normalise=True)
 SOFTMAX_SELECTED = Routing(over="selected")
 CLAMPED = ExpertMath(gate="clamped")
