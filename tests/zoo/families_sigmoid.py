@@ -138,7 +138,12 @@ ROWS = [
     Family(
         "dots3_note",
         "Dots3NoteForCausalLM",
-        LOCAL | LATENT_ATTENTION | GROUPS | SPARSE_INDEX | DENSE_FIRST | {"shared_experts_intermediate_size": 24},
+        LOCAL
+        | LATENT_ATTENTION
+        | GROUPS
+        | SPARSE_INDEX
+        | DENSE_FIRST
+        | {"shared_experts_intermediate_size": 24, "layer_types": ["indexed_attention"] * 3},
         SIGMOID_GROUPS,
     ),
     Family("exaone_moe", "ExaoneMoeForCausalLM", TEXT | GROUPS | {"num_shared_experts": 1}, SIGMOID_GROUPS),

@@ -119,7 +119,7 @@ ROWS = [
     Family(
         "mistral4",
         "Mistral4ForCausalLM",
-        LOCAL | LATENT_ATTENTION | GROUPS,
+        LOCAL | LATENT_ATTENTION | GROUPS | {"head_dim": 16},
         replace(SOFTMAX_TOP2_GROUPS, normalise="norm_topk_prob"),
     ),
     Family(
