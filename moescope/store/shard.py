@@ -1,0 +1,180 @@
+"""One committed shard: the unit that analyses stream, and that bounds their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moescope.errors import StoreError
+from moescope.store.columns import storage_dtype, unpack_rows, widen
+from moescope.store.commit import Commit
+from moescope.store.manifest import Manifest, SiteRecord
+from moescope.store.routing import ExpertOutputs, Routing
+from moescope.store.tables import LOGITS_ROW_GROUP
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from jaxtyping import Float
+
+HOW_TO_CAPTURE = {
+    "routing": "ids and weights",
+    "logits": "the router's logits",
+    "experts": "each selected expert's output norm",
+    "outliers": "maxima per expert and layer",
+}
+
+
+class Shard:
+    """A committed shard, with the same per-layer methods as the store.
+
+    Attributes:
+        path: the shard's folder.
+        n_tokens: rows of the shard.
+        offset: number of the shard's first row in the store.
+        first_batch: number of the first batch in this shard (batches 0 .. first_batch - 1 are in earlier shards).
+    """
+
+    def __init__(self, path: Path, commit: Commit, manifest: Manifest, offset: int) -> None:
+        self.path = path
+        self.commit = commit
+        self.manifest = manifest
+        self.n_tokens = commit.rows
+        self.offset = offset
+
+    def tokens(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows of tokens.parquet, one per token."""
+        return self.table("tokens", columns)
+
+    def documents(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The documents that begin in this shard."""
+        return self.table("documents", columns)
+
+    def routing(self, layer: int | str, fields: Iterable[str] | None = None) -> Routing:
+        """Routing of one layer (or site key); see `Routing`. `fields` are read at once, others when asked for."""
+        site = find_site(self.manifest, layer)
+        need_tier(self.manifest, "routing")
+        return Routing(site, lambda names: self.site_columns("routing", site, names), fields)
+
+    def experts(self, layer: int | str) -> ExpertOutputs:
+        """Output norms and magnitudes of one layer's selected experts."""
+        site = find_site(self.manifest, layer)
+        need_tier(self.manifest, "experts")
+        return ExpertOutputs(site, lambda names: self.site_columns("experts", site, names))
+
+    def logits(self, layer: int | str, rows: slice | None = None) -> Float[np.ndarray, "token expert"]:
+        """Router logits [T, E] float32 of the rows start:stop of this shard; reads only the row groups they touch."""
+        site = find_site(self.manifest, layer)
+        need_tier(self.manifest, "logits")
+        start, stop = row_bounds(rows, self.n_tokens)
+        first, last = start // LOGITS_ROW_GROUP, -(-stop // LOGITS_ROW_GROUP)
+        dtype = storage_dtype(site.logit_dtype)
+        if start >= stop:
+            return np.empty((0, site.n_experts), np.float32)
+        name = f"{site.key}.logits"
+        with self._reading("logits"), self._file("logits") as file:
+            column = file.read_row_groups(list(range(first, last)), columns=[name], use_threads=False)[name]
+            stored = unpack_rows(column, dtype, site.n_experts)
+        begin = first * LOGITS_ROW_GROUP
+        return widen(stored[start - begin : stop - begin], site.logit_dtype)
+
+    def site_columns(self, tier: str, site: SiteRecord, names: Sequence[str]) -> Mapping[str, pa.ChunkedArray]:
+        """Raw columns of one site, by field name."""
+        full = {f"{site.key}.{name}": name for name in names}
+        table = self.table(tier, list(full))
+        return {name: table[column] for column, name in full.items()}
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Columns of one of the shard's files.
+
+        Raises:
+            StoreError: the file is damaged, or has no such column.
+        """
+        with self._reading(name), self._file(name) as file:
+            known = file.schema_arrow.names
+            for column in columns or ():
+                if column not in known:
+                    raise StoreError(f"{name} has no column {column!r}; it has {', '.join(known[:12])}.")
+            table = file.read(columns=None if columns is None else list(columns))
+        if name not in ("documents", "vocabulary", "outliers", "hidden_outliers") and table.num_rows != self.n_tokens:
+            raise StoreError(f"{self.path / name}.parquet has {table.num_rows} rows, its commit says {self.n_tokens}.")
+        return table.select(columns) if columns is not None else table
+
+    @contextmanager
+    def _file(self, name: str) -> Iterator[pq.ParquetFile]:
+        import pyarrow.parquet as pq
+
+        metadata = self._footers.get(name)
+        with pq.ParquetFile(self.path / f"{name}.parquet", metadata=metadata, pre_buffer=False) as file:
+            self._footers[name] = file.metadata
+            yield file
+
+    @cached_property
+    def _footers(self) -> dict[str, pq.FileMetaData]:
+        return {}
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        import pyarrow as pa
+
+        try:
+            yield
+        except (OSError, pa.ArrowException, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise StoreError(f"{self.path / name}.parquet cannot be read ({reason}); run `moescope check`.") from error
+
+    def __len__(self) -> int:
+        return self.n_tokens
+
+    def __repr__(self) -> str:
+        return f"Shard({self.path.name}, {self.n_tokens:,} tokens)"
+
+
+def find_site(manifest: Manifest, layer: int | str) -> SiteRecord:
+    """The site of a model layer number or of a site key.
+
+    Raises:
+        StoreError: there is none, or the layer has several and a key is needed.
+    """
+    found = [site for site in manifest.sites if layer in (site.key, site.layer)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise StoreError(f"layer {layer} has several sites; name one: {', '.join(site.key for site in found)}.")
+    layers = sorted({site.layer for site in manifest.sites})
+    raise StoreError(f"no MoE layer {layer!r} in this store; it has {_spans(layers)}.")
+
+
+def need_tier(manifest: Manifest, tier: str) -> None:
+    """Raise StoreError, saying how to capture it, if a tier is absent."""
+    if tier not in manifest.tiers:
+        wanted = ", ".join(repr(name) for name in [*manifest.tiers, tier])
+        raise StoreError(
+            f"this store has no {tier} tier ({HOW_TO_CAPTURE[tier]}); capture again with tiers=[{wanted}]."
+        )
+
+
+def row_bounds(rows: slice | None, n: int) -> tuple[int, int]:
+    """(start, stop) of a plain slice of n rows."""
+    if rows is None:
+        return 0, n
+    start, stop, step = rows.indices(n)
+    if step != 1:
+        raise StoreError("rows must be a slice without a step.")
+    return start, max(start, stop)
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """1, 2, 3, 7 as "1-3, 7"."""
+    spans: list[list[int]] = []
+    for n in numbers:
+        if spans and spans[-1][1] == n - 1:
+            spans[-1][1] = n
+        else:
+            spans.append([n, n])
+    return ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in spans)
