@@ -8,17 +8,19 @@ import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import torch
 from torch import nn
 
 from moescope.errors import MoescopeError
 from moescope.hooks.aliases import ALIASES, BUNDLED
-from moescope.hooks.selfcheck import SelfCheck, self_check
+from moescope.hooks.selfcheck import Dtypes, SelfCheck, self_check
 from moescope.hooks.semantics import Semantics
 from moescope.hooks.sites import Site, discover
 
-CHECK_SHAPE = (2, 24)  # sequences x tokens of the self-check: enough rows to tell routing rules apart, cheap anywhere
+CHECK_SHAPE = (4, 64)  # sequences x tokens of the self-check: enough rows to tell routing rules apart, cheap anywhere
 
 
 class Model:
@@ -41,6 +43,7 @@ class Model:
         self.check: SelfCheck = self_check(hf, declared, self._check_forward)
         self.sites: list[Site] = [check.site for check in self.check.sites]
         self.semantics: dict[str, Semantics] = {check.site.key: check.semantics for check in self.check.sites}
+        self.dtypes: dict[str, Dtypes] = {check.site.key: check.dtypes for check in self.check.sites}
 
     def __repr__(self) -> str:
         first, semantics = self.sites[0], self.semantics[self.sites[0].key]
@@ -76,6 +79,13 @@ class Model:
     def config_hash(self) -> str:
         """blake2b-128 of the model's configuration."""
         text = json.dumps(self.hf.config.to_dict(), sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """blake2b-128 of the tokenizer's vocabulary and rules."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        text = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @cached_property
@@ -115,7 +125,9 @@ class Model:
     def _check_forward(self) -> torch.Tensor:
         n_words = self.hf.get_input_embeddings().weight.shape[0]
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(0, n_words, CHECK_SHAPE, generator=generator).to(self.device)
+        batch, length = CHECK_SHAPE
+        shape = (batch, min(length, self.max_positions or length))
+        ids = torch.randint(0, n_words, shape, generator=generator).to(self.device)
         with torch.no_grad():
             return self.forward(ids, torch.ones_like(ids)).clone()
 
@@ -154,6 +166,7 @@ def load(
     import transformers
 
     source = resolve(name)
+    _require_reachable(name, source)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     torch_dtype = _dtype(dtype)
     try:
@@ -190,6 +203,22 @@ def resolve(name: str) -> str:
             f"{name!r} is no alias (`moescope models` lists them), no folder, and no hub id of the form owner/name."
         )
     return name
+
+
+def _require_reachable(name: str, source: str) -> None:
+    """Say at once that the hub cannot be reached; its client would retry for half a minute first."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if Path(source).is_dir() or isinstance(try_to_load_from_cache(source, "config.json"), str):
+        return
+    if constants.HF_HUB_OFFLINE:
+        raise MoescopeError(_why_not_loaded(name, source, OSError("HF_HUB_OFFLINE is set")))
+    try:
+        urlopen(constants.ENDPOINT, timeout=5).close()
+    except HTTPError:
+        return  # it answered
+    except OSError as error:
+        raise MoescopeError(_why_not_loaded(name, source, error)) from error
 
 
 def _model_class(config: Any, trust_remote_code: bool) -> Any:

@@ -142,13 +142,16 @@ class HostCopy:
     All tensors are packed into one buffer, so that a GPU makes one copy for each forward pass.
     """
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, extra: dict[tuple[str, ...], torch.Tensor] | None = None) -> None:
         self._names: list[tuple[str, ...]] = []
         self._tensors: list[torch.Tensor] = []
         for key, site in reading.sites.items():
             self._take(("site", key), site)
         for layer, maximum in reading.hidden.items():
             self._take(("hidden", str(layer)), maximum)
+        for name, tensor in (extra or {}).items():
+            self._names.append(name)
+            self._tensors.append(tensor.detach())
         self._done: torch.cuda.Event | None = None
         if self._tensors and self._tensors[0].is_cuda:
             self._start_copy()

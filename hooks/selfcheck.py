@@ -25,6 +25,14 @@ HALF_TOLERANCE = 3e-2  # bf16 keeps 8 bits of mantissa; a wrong expert gives an 
 
 
 @dataclass(frozen=True)
+class Dtypes:
+    """Precision in which a site's own numbers stand: float32, bfloat16 or float16 each."""
+
+    weight: str
+    logits: str
+
+
+@dataclass(frozen=True)
 class SiteCheck:
     """What the self-check found at one site.
 
@@ -36,6 +44,7 @@ class SiteCheck:
 
     site: Site
     semantics: Semantics
+    dtypes: Dtypes
     rebuild_error: float | None
     logits_are_linear: bool
     note: str = ""
@@ -174,8 +183,10 @@ def _verify(site: Site, semantics: Semantics, seen: _Seen, reading: SiteReading,
     if not torch.isfinite(weights).all():
         raise RefusedError(f"{site.experts} receives routing weights that are not finite.")
     linear = seen.linear is not None and seen.output is not None and torch.equal(seen.output, seen.linear)
+    assert reading.logits is not None
+    dtypes = Dtypes(_name(weights), _name(reading.logits))
     if reading.vectors is None:
-        return SiteCheck(site, semantics, None, linear, note)
+        return SiteCheck(site, semantics, dtypes, None, linear, note)
     assert seen.returned is not None
     if torch.isnan(reading.vectors).any():
         raise RefusedError(f"{site.experts}: some selected experts gave no output, or NaN.")
@@ -187,4 +198,8 @@ def _verify(site: Site, semantics: Semantics, seen: _Seen, reading: SiteReading,
             f"{site.experts}: sum(weight x expert output) misses the experts' real output by {error:.2g} (relative); "
             "what would be stored is not what the model computes."
         )
-    return SiteCheck(site, semantics, error, linear, note)
+    return SiteCheck(site, semantics, dtypes, error, linear, note)
+
+
+def _name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from moescope.capture.corpus import Corpus, Document
+from moescope.capturing.corpus import Corpus, Document
 
 WINDOW_BATCHES = 16  # sorting this many batches' worth of text together leaves a few per cent of padding
 TOKENIZE_AT_ONCE = 64  # documents; enough for the tokenizer's own threads

@@ -1,0 +1,55 @@
+"""MoEscope: look inside Mixture-of-Experts language models.
+
+```python
+import moescope as ms
+
+model = ms.load("tiny-qwen-moe")
+store = ms.capture(model, ms.Corpus("texts.jsonl", labels=["domain"]), out="runs/demo")
+result = ms.analysis.npmi(store, by="domain")
+ms.figures.npmi(result)
+```
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moescope import analysis, figures, report
+    from moescope.capturing import Corpus, capture
+    from moescope.errors import CorpusError, MoescopeError, RefusedError, StoreError
+    from moescope.hooks import Model, load, wrap
+    from moescope.store import Store, open
+
+_HOMES = {
+    "Corpus": "moescope.capturing",
+    "CorpusError": "moescope.errors",
+    "Model": "moescope.hooks",
+    "MoescopeError": "moescope.errors",
+    "RefusedError": "moescope.errors",
+    "Store": "moescope.store",
+    "StoreError": "moescope.errors",
+    "capture": "moescope.capturing",
+    "load": "moescope.hooks",
+    "open": "moescope.store",
+    "wrap": "moescope.hooks",
+}
+_MODULES = ("analysis", "figures", "report")
+
+__all__ = [
+    "Corpus", "CorpusError", "Model", "MoescopeError", "RefusedError", "Store", "StoreError", "analysis", "capture",
+    "figures", "load", "open", "report", "wrap",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"moescope.{name}")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'moescope' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,138 @@
+"""What a capture will cost, said before it starts: tokens, layers, bytes, time, and whether the disk has room."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from moescope.capturing.batches import batches
+from moescope.capturing.corpus import Census, Corpus
+from moescope.errors import MoescopeError
+from moescope.hooks.model import Model
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+TOKEN_ROW = 12  # document, sequence, position, id and span of one token, compressed
+SAMPLE_DOCUMENTS = 256
+# Measured on really trained routers with zstd-1 (STORE.md): ids shrink to 0.7, half-precision weights to 0.8.
+ID_SHRINK, HALF_SHRINK, SINGLE_SHRINK, SUMMARIES = 0.7, 0.8, 0.92, 11
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The price of a capture.
+
+    Attributes:
+        documents, empty: documents with text, and without.
+        tokens: expected tokens, from the tokens per character of a sample (exact for a corpus smaller than that).
+        exact: whether ``tokens`` was counted and not estimated.
+        sites: MoE layers captured.
+        bytes_by_tier: expected bytes on disk.
+        free: free bytes on the disk that will hold the store.
+        seconds: expected time of the forward passes, from one timed batch of this corpus.
+    """
+
+    documents: int
+    empty: int
+    tokens: int
+    exact: bool
+    sites: int
+    bytes_by_tier: dict[str, int]
+    free: int
+    seconds: float
+
+    @property
+    def bytes(self) -> int:
+        """Expected size of the store."""
+        return sum(self.bytes_by_tier.values())
+
+    def require_room(self, out: Path) -> None:
+        """Raises MoescopeError if the store cannot fit on its disk."""
+        if self.bytes > self.free:
+            raise MoescopeError(
+                f"The store would take about {self.bytes / 1e9:.1f} GB and {out} has {self.free / 1e9:.1f} GB free; "
+                "capture fewer tiers or layers, or limit the corpus."
+            )
+
+
+def forecast(
+    model: Model,
+    corpus: Corpus,
+    census: Census,
+    *,
+    out: Path,
+    tiers: Many[str],
+    max_length: int,
+    batch_tokens: int,
+    loss: bool = False,
+) -> Forecast:
+    """Estimate a capture from its corpus and one timed forward pass.
+
+    Args:
+        model, corpus, out, tiers, max_length, batch_tokens, loss: as for `capture`.
+        census: the corpus, counted.
+    """
+    tokens, exact = _expected_tokens(model.tokenizer, corpus, census)
+    return Forecast(
+        documents=census.documents,
+        empty=census.empty,
+        tokens=tokens,
+        exact=exact,
+        sites=len(model.sites),
+        bytes_by_tier={tier: int(tokens * _row_bytes(model, tier)) for tier in tiers} | {"tokens": tokens * TOKEN_ROW},
+        free=_free(out),
+        seconds=tokens / _speed(model, corpus, max_length, batch_tokens, loss),
+    )
+
+
+def _expected_tokens(tokenizer: Any, corpus: Corpus, census: Census) -> tuple[int, bool]:
+    texts = [document.text for document in islice(corpus, SAMPLE_DOCUMENTS)]
+    counts = sum(len(ids) for ids in tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"])
+    if len(texts) == census.documents:
+        return counts, True
+    return round(counts * census.characters / sum(map(len, texts))), False
+
+
+def _row_bytes(model: Model, tier: str) -> float:
+    """Bytes for one token, all layers."""
+    total = 0.0
+    for site in model.sites:
+        k, e = model.semantics[site.key].top_k, site.n_experts
+        weight = BYTES[model.dtypes[site.key].weight]
+        shrink = SINGLE_SHRINK if weight == 4 else HALF_SHRINK
+        total += {
+            "routing": k * (ID_SHRINK * (1 if e <= 256 else 2) + shrink * weight) + SUMMARIES,
+            "logits": e * BYTES[model.dtypes[site.key].logits],
+            "experts": 2 * k * 4 * SINGLE_SHRINK,
+            "outliers": 0,
+        }[tier]
+    return total
+
+
+def _speed(model: Model, corpus: Corpus, max_length: int, batch_tokens: int, loss: bool) -> float:
+    """Tokens per second of a plain forward pass over the corpus's first batch (after one to warm up)."""
+    import torch
+
+    first = Corpus([document.text for document in islice(corpus, SAMPLE_DOCUMENTS)])
+    batch = next(batches(first, model.tokenizer, max_length=max_length, batch_tokens=min(batch_tokens, 2048)))
+    ids, mask = (torch.from_numpy(a).to(model.device) for a in batch.padded(0))
+    seconds = 0.0
+    with torch.inference_mode():
+        for _ in range(2):
+            start = time.perf_counter()
+            model.forward(ids, mask, head=loss)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+    return batch.n_tokens / max(seconds, 1e-6)
+
+
+def _free(out: Path) -> int:
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

@@ -1,0 +1,256 @@
+"""Run a corpus through a model under taps into a store: forecast, forward passes, writer, and nothing lost on the way."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from moescope.capturing.assemble import TokenTexts, assemble
+from moescope.capturing.batches import TextBatch, ahead, batches
+from moescope.capturing.corpus import Census, Corpus
+from moescope.capturing.forecast import Forecast, forecast
+from moescope.errors import MoescopeError, RefusedError
+from moescope.hooks.model import Model
+from moescope.hooks.readings import HostCopy
+from moescope.hooks.taps import Tap, Want
+from moescope.store import Store
+from moescope.store.manifest import CorpusRecord, Manifest, ModelRecord, Selection, SiteRecord, TokenizerRecord
+from moescope.store.writer import SHARD_TOKENS, StoreWriter
+
+TIERS = ("routing", "logits", "experts", "outliers")
+DEFAULT_TIERS = ("routing", "outliers")
+MAX_LENGTH = 2048  # tokens of context, where the model allows more
+BATCH_TOKENS = 8192  # padded tokens of one forward pass
+LOSS_ROWS = 1024  # positions whose float32 logits are held at once
+
+OnForecast = Callable[[Forecast], None]
+OnProgress = Callable[[int], None]
+
+
+def capture(
+    model: Model,
+    corpus: Corpus | str | Path,
+    out: str | Path,
+    tiers: Sequence[str] = DEFAULT_TIERS,
+    *,
+    loss: bool = False,
+    max_length: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    shard_tokens: int = SHARD_TOKENS,
+    compress_logits: bool = False,
+    resume: bool = False,
+    on_forecast: OnForecast | None = None,
+    on_progress: OnProgress | None = None,
+) -> Store:
+    """Capture a model's routing over a corpus into a store.
+
+    Interrupted (Ctrl-C, an error, a killed process), it leaves a store that opens with what was committed; the same
+    call with ``resume=True`` goes on from there and ends with the same rows as an uninterrupted capture.
+
+    Args:
+        model: from `moescope.load` or `moescope.wrap`.
+        corpus: a `Corpus`, or the path of one without labels.
+        out: folder of the new store.
+        tiers: any of "routing" (ids, weights, logsumexp, entropy, margin), "logits" (all router logits), "experts" (norm
+            and largest magnitude of each selected expert's output) and "outliers" (maxima for each expert and layer).
+        loss: also store each token's loss in nats, given the tokens before it in its context.
+        max_length: tokens of context; longer documents are cut. By default 2048 or the model's own limit.
+        batch_tokens: padded tokens of one forward pass.
+        shard_tokens: tokens after which a shard is closed.
+        compress_logits: compress the logits tier (zstd): smaller for bf16 models, slower to read.
+        resume: go on with an interrupted capture in ``out``.
+        on_forecast: called once, before the first forward pass.
+        on_progress: called after each batch with the number of tokens done so far.
+
+    Returns:
+        The complete store.
+
+    Raises:
+        MoescopeError: a bad option, corpus or folder; nothing is written then.
+    """
+    corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
+    tiers = _checked_tiers(model, tiers)
+    max_length = _checked_length(model, max_length)
+    if model.tokenizer is None:
+        raise MoescopeError("This model was wrapped without a tokenizer; pass one: moescope.wrap(hf_model, tokenizer).")
+    census = corpus.census()
+    manifest = _manifest(
+        model, corpus, census, tiers, loss, max_length,
+        {"batch_tokens": batch_tokens, "shard_tokens": shard_tokens, "logits_compression": "zstd" if compress_logits else "none"},
+    )  # fmt: skip
+    _require_new(Path(out), resume)
+    expected = forecast(
+        model, corpus, census, out=Path(out), tiers=tiers, max_length=max_length, batch_tokens=batch_tokens, loss=loss
+    )
+    expected.require_room(Path(out))
+    if on_forecast is not None:
+        on_forecast(expected)
+    with (StoreWriter.resume if resume else StoreWriter.create)(out, manifest) as writer:
+        todo = islice(
+            batches(corpus, model.tokenizer, max_length=max_length, batch_tokens=batch_tokens), writer.cursor, None
+        )
+        texts = TokenTexts(model.tokenizer)
+        for batch, arrays in readings(model, ahead(todo), want(tiers), loss=loss):
+            writer.append(assemble(model, batch, arrays, texts))
+            if on_progress is not None:
+                on_progress(writer.n_tokens)
+    return Store.open(out)
+
+
+def want(tiers: Sequence[str]) -> Want:
+    """What the taps must read for these tiers."""
+    return Want(logits="logits" in tiers, experts="experts" in tiers, outliers="outliers" in tiers)
+
+
+def readings(
+    model: Model, todo: Iterator[TextBatch], wanted: Want, *, loss: bool = False
+) -> Iterator[tuple[TextBatch, dict[tuple[str, ...], np.ndarray]]]:
+    """Run batches through the model under taps.
+
+    One batch stays in flight: its copy to the host is waited for only when the next forward pass has been started.
+    """
+    waiting: tuple[TextBatch, HostCopy] | None = None
+    with torch.inference_mode(), Tap(model.hf, model.sites, model.semantics, wanted) as tap:
+        for batch in todo:
+            ids, mask = (torch.from_numpy(array).to(model.device) for array in batch.padded(_pad_id(model)))
+            rows = _real_rows(batch, ids.shape[1]).to(model.device)
+            tap.begin(None if len(rows) == ids.numel() else rows)
+            logits = model.forward(ids, mask, head=loss)
+            reading = tap.take()
+            extra = {("loss",): token_losses(logits, ids).flatten()[rows]} if loss else {}
+            started = batch, HostCopy(reading, extra)
+            if waiting is not None:
+                yield waiting[0], waiting[1].arrays()
+            waiting = started
+        if waiting is not None:
+            yield waiting[0], waiting[1].arrays()
+
+
+def token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Loss of each token given those before it, nats [B, S] float32; NaN for the first.
+
+    Args:
+        logits: [B, S, V].
+        ids: [B, S].
+    """
+    losses = torch.full(ids.shape, torch.nan, device=ids.device)
+    for row in range(len(ids)):
+        for start in range(0, ids.shape[1] - 1, LOSS_ROWS):
+            stop = min(start + LOSS_ROWS, ids.shape[1] - 1)
+            losses[row, start + 1 : stop + 1] = torch.nn.functional.cross_entropy(
+                logits[row, start:stop].float(), ids[row, start + 1 : stop + 1], reduction="none"
+            )
+    return losses
+
+
+def _real_rows(batch: TextBatch, width: int) -> torch.Tensor:
+    """Flat positions of the real tokens in the padded batch."""
+    return torch.from_numpy(
+        np.concatenate([row * width + np.arange(len(sequence)) for row, sequence in enumerate(batch.sequences)])
+    )
+
+
+def _pad_id(model: Model) -> int:
+    pad = model.tokenizer.pad_token_id
+    return pad if pad is not None else 0  # any id will do: pads are masked and never stored
+
+
+def _checked_tiers(model: Model, tiers: Sequence[str]) -> list[str]:
+    names = [tiers] if isinstance(tiers, str) else list(dict.fromkeys(tiers))
+    unknown = [name for name in names if name not in TIERS]
+    if unknown or not names:
+        raise MoescopeError(f"Unknown tier {unknown[0]!r}." if unknown else "Name at least one tier."
+                            f" Tiers are {', '.join(TIERS)}.")  # fmt: skip
+    blind = next((check for check in model.check.sites if check.rebuild_error is None), None)
+    if blind is not None and {"experts", "outliers"} & set(names):
+        raise RefusedError(blind.note)
+    # Slots of every other tier are named by the ids, so the routing tier always comes along.
+    return [name for name in TIERS if name in names or name == "routing"]
+
+
+def _checked_length(model: Model, max_length: int | None) -> int:
+    limit = model.max_positions
+    if max_length is None:
+        return min(MAX_LENGTH, limit or MAX_LENGTH)
+    if max_length < 1:
+        raise MoescopeError(f"max_length must be at least 1, not {max_length}.")
+    if limit is not None and max_length > limit:
+        raise MoescopeError(f"max_length {max_length} exceeds the {limit} positions that {model.name} was made for.")
+    return max_length
+
+
+def _require_new(out: Path, resume: bool) -> None:
+    """Refuse an occupied folder before the forecast costs anybody time; the writer checks again, under its lock."""
+    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MoescopeError(f"{out} already exists; choose another --out, or --resume if it is an interrupted capture.")
+
+
+def _manifest(
+    model: Model, corpus: Corpus, census: Census, tiers: list[str], loss: bool, max_length: int, settings: dict[str, Any]
+) -> Manifest:
+    versions = {name: version(name) for name in ("moescope", "transformers", "torch", "pyarrow", "numpy")}
+    return Manifest(
+        model=ModelRecord(
+            name=model.name,
+            revision=model.revision,
+            config_hash=model.config_hash,
+            model_type=model.hf.config.model_type,
+            architecture=type(model.hf).__name__,
+            dtype=str(model.hf.dtype).removeprefix("torch."),
+            device=model.device.type,
+            experts_implementation=model.experts_implementation,
+            n_parameters=model.n_parameters,
+            n_active_parameters=model.n_active_parameters,
+            n_layers=model.n_layers,
+            hidden_size=model.hidden_size,
+        ),
+        tokenizer=TokenizerRecord(
+            name=type(model.tokenizer).__name__, hash=model.tokenizer_hash, vocab_size=len(model.tokenizer)
+        ),
+        corpus=CorpusRecord(
+            source=os.path.basename(corpus.name) if os.path.exists(corpus.name) else corpus.name,
+            hash=census.hash,
+            n_documents=census.documents,
+            labels=corpus.labels,
+            max_length=max_length,
+            text_field=corpus.text,
+        ),
+        sites=[_site_record(model, site.key) for site in model.sites],
+        tiers=tiers,  # type: ignore[arg-type]
+        loss=loss,
+        versions=versions | {"python": platform.python_version()},
+        settings=settings,
+        self_check=model.check.as_dict(),
+    )
+
+
+def _site_record(model: Model, key: str) -> SiteRecord:
+    site = next(site for site in model.sites if site.key == key)
+    semantics = model.semantics[key]
+    return SiteRecord(
+        key=key,
+        layer=site.layer,
+        ordinal=site.ordinal,
+        path=site.block,
+        n_experts=site.n_experts,
+        top_k=semantics.top_k,
+        score_function=semantics.score_function or "unknown",
+        router_output=semantics.router_output,  # type: ignore[arg-type]
+        selection=Selection(
+            bias=semantics.bias is not None, groups=semantics.groups is not None, hash=semantics.selection is None
+        ),
+        renormalised=semantics.renormalised,
+        scaling=semantics.scaling,
+        shared_experts=len(site.shared),
+        weight_dtype=model.dtypes[key].weight,  # type: ignore[arg-type]
+        logit_dtype=model.dtypes[key].logits,  # type: ignore[arg-type]
+        rank_by=semantics.rank_by,
+    )
