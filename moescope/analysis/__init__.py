@@ -1,1 +1,86 @@
+"""Analyses of what was captured: on stores and on plain counts, labelled results, a null beside every score.
 
+>>> from moescope import analysis
+>>> analysis.load(store); analysis.npmi(store, by="domain"); analysis.super_experts(store)
+>>> analysis.table(result)                      # a tidy pandas table of any of them
+>>> analysis.ANALYSES                           # every analysis by name, as the command line sees them
+>>> analysis.findings(store)                    # the first things a person would want to know, in words
+
+Names are loaded on first use, so that importing this package costs nothing. No module is named as one of its functions:
+importing a submodule would put the module where the function should be.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moescope.analysis.contexts import Example, examples, top_tokens
+    from moescope.analysis.counts import PairCounts, document_counts, document_tokens, token_counts, token_totals
+    from moescope.analysis.labelled import table
+    from moescope.analysis.loads import balance, load, load_from_counts
+    from moescope.analysis.outliers import super_experts, super_experts_from_maxima
+    from moescope.analysis.registry import ANALYSES, Analysis, Parameter
+    from moescope.analysis.specialisation import npmi, npmi_from_counts, npmi_from_documents
+    from moescope.analysis.summary import Finding, findings
+
+_HOME = {
+    "PairCounts": "counts",
+    "document_counts": "counts",
+    "document_tokens": "counts",
+    "token_counts": "counts",
+    "token_totals": "counts",
+    "Example": "contexts",
+    "examples": "contexts",
+    "top_tokens": "contexts",
+    "Finding": "summary",
+    "findings": "summary",
+    "table": "labelled",
+    "balance": "loads",
+    "load": "loads",
+    "load_from_counts": "loads",
+    "npmi": "specialisation",
+    "npmi_from_counts": "specialisation",
+    "npmi_from_documents": "specialisation",
+    "ANALYSES": "registry",
+    "Analysis": "registry",
+    "Parameter": "registry",
+    "super_experts": "outliers",
+    "super_experts_from_maxima": "outliers",
+}
+
+__all__ = [
+    "ANALYSES",
+    "Analysis",
+    "Example",
+    "Finding",
+    "PairCounts",
+    "Parameter",
+    "balance",
+    "document_counts",
+    "document_tokens",
+    "examples",
+    "findings",
+    "load",
+    "load_from_counts",
+    "npmi",
+    "npmi_from_counts",
+    "npmi_from_documents",
+    "super_experts",
+    "super_experts_from_maxima",
+    "table",
+    "token_counts",
+    "token_totals",
+    "top_tokens",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
