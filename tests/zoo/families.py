@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from . import families_composite, families_sigmoid, families_softmax
+from . import families_composite, families_sigmoid, families_softmax, families_undispatched
 from .family import Family
 
 FAMILIES: dict[str, Family] = {
-    row.name: row for module in (families_softmax, families_sigmoid, families_composite) for row in module.ROWS
+    row.name: row
+    for module in (families_softmax, families_sigmoid, families_composite, families_undispatched)
+    for row in module.ROWS
 }
 VARIANTS: dict[str, Family] = {}
 ZOO: dict[str, Family] = FAMILIES | VARIANTS

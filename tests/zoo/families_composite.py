@@ -14,6 +14,7 @@ from .sizes import (
     LATENT_ATTENTION,
     LOCAL,
     NORMALISED,
+    PLACEHOLDERS,
     QWEN,
     SIGMOID_BIAS,
     SIGMOID_GROUPS,
@@ -24,7 +25,6 @@ from .sizes import (
     VISION,
 )
 
-PLACEHOLDERS = {"image_token_id": 95, "video_token_id": 96, "audio_token_id": 97, "pad_token_id": 0}
 GEMMA_TEXT = TEXT | {
     "top_k_experts": 2,
     "enable_moe_block": True,

@@ -59,6 +59,7 @@ class ExpertMath:
         interleaved: gate and up alternate instead of being concatenated.
         biased: both projections have a bias.
         post_norm: RMSNorm on the expert's output, before the routing weight.
+        weight_on: the routing weight multiplies the expert's output or (llama4) its input.
         kind: "fused" (3-D parameters), or the name of a special case in `reference_experts`.
     """
 
@@ -68,6 +69,7 @@ class ExpertMath:
     interleaved: bool = False
     biased: bool = False
     post_norm: bool = False
+    weight_on: Literal["output", "input"] = "output"
     kind: str = "fused"
 
 

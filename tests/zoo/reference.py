@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 
 from .families import ZOO
 from .family import Family
-from .reference_experts import expert
-from .reference_routing import Run, Site, route
+from .reference_experts import expert, shared_mlp
+from .reference_routing import ROUTES, Run, Site
+from .reference_special import ROUTES as SPECIAL_ROUTES
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def record(model: PreTrainedModel, family: Family, inputs: dict[str, Tensor]) ->
 
         def on_router(module: nn.Module, args: tuple[Any, ...], found: dict[str, Any] = found) -> None:
             assert "router_input" not in found, "a block ran twice in one forward"
-            found["shape"] = args[0].shape[:-1]
+            found["shape"] = tuple(args[0].shape[:-1])
+            found["router_extras"] = args[1:]
             found["router_input"] = args[0].detach().reshape(-1, args[0].shape[-1]).double()
 
         def on_experts(module: nn.Module, args: tuple[Any, ...], found: dict[str, Any] = found) -> None:
@@ -127,7 +129,25 @@ def record(model: PreTrainedModel, family: Family, inputs: dict[str, Tensor]) ->
             handle.remove()
     config = model.config.get_text_config()
     ran = [(path, found) for path, found in sites.items() if "experts_output" in found]
-    return [Site(path=path, layer=layer_number(path), family=family, config=config, **found) for path, found in ran]
+    return [
+        _routed_alone(Site(path=path, layer=layer_number(path), family=family, config=config, **found))
+        for path, found in ran
+    ]
+
+
+def _routed_alone(site: Site) -> Site:
+    """Takes what is not the routed experts' own out of what was recorded, where the hooks could not stand closer."""
+    match site.family.experts.kind:
+        case "rank_one":  # doge: the block adds its own dense MLP
+            dense = torch.stack([shared_mlp(site.block, x) for x in site.expert_input])
+            site.experts_output = site.experts_output - dense
+        case "packed":  # jetmoe: the block adds a bias
+            site.experts_output = site.experts_output - site.block.bias.double()
+    if site.family.experts.weight_on == "input":
+        # llama4: every expert gets every token, scaled; the rows are [E * T].
+        site.expert_input = site.router_input
+        site.experts_output = site.experts_output.reshape(-1, *site.router_input.shape).sum(0)
+    return site
 
 
 def find_blocks(model: nn.Module, family: Family) -> Iterator[tuple[str, nn.Module]]:
@@ -155,22 +175,27 @@ def layer_number(path: str) -> int:
 def _layer(site: Site, run: Run, shift: int) -> LayerReference:
     """Derives one layer: the choices, then each chosen expert's output for each token."""
     family = site.family
-    choices = route(site, run)
+    choices = (ROUTES | SPECIAL_ROUTES)[family.routing.kind](site, run)
+    on_input = family.experts.weight_on == "input"
     n_experts = len(choices[0].logits) - (family.routing.kind == "skip_class")
     outputs = torch.zeros(len(choices), len(choices[0].ids), site.expert_input.shape[-1], dtype=torch.float64)
     for token, choice in enumerate(choices):
         for slot, index in enumerate(choice.ids):
             if index >= 0:
                 compute = expert(family.experts, site.experts, (index + shift) % n_experts, site.config)
-                outputs[token, slot] = compute(site.expert_input[token])
+                x = site.expert_input[token]
+                outputs[token, slot] = compute(x * choice.weights[slot] if on_input else x)
     weights = torch.tensor([choice.weights for choice in choices], dtype=torch.float64)
+    coefficients = torch.ones_like(weights) if on_input else weights
+    if family.routing.kind == "capacity_top2":
+        coefficients = coefficients * (1 - site.config.moe_token_dropout)
     intended = [choice.intended for choice in choices]
     return LayerReference(
         path=site.path,
         layer=site.layer,
         ids=torch.tensor([choice.ids for choice in choices]),
         weights=weights,
-        coefficients=weights,
+        coefficients=coefficients,
         logits=torch.stack([choice.logits for choice in choices]),
         selection=torch.stack([choice.selection for choice in choices]),
         outputs=outputs,

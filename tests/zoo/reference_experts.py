@@ -116,6 +116,11 @@ def _rank_one(math: ExpertMath, experts: Any, index: int, config: Any) -> Expert
     return lambda x: ACTIVATIONS[math.activation](down @ x) * up
 
 
+def shared_mlp(block: Any, x: Tensor) -> Tensor:
+    """doge: the block's own dense MLP."""
+    return _affine(block.down_proj, silu(_affine(block.gate_proj, x)) * _affine(block.up_proj, x))
+
+
 def _packed(math: ExpertMath, experts: Any, index: int, config: Any) -> Expert:
     """jetmoe: the block's own input_linear and output_linear, [E, out, in] each."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +24,8 @@ class Site:
         router_input: `[T, D]` float64, rows batch-major.
         expert_input: `[T, D']` float64; D' differs from D where the block projects first.
         experts_output: `[T, D']` float64, what the experts module (or, lacking one, the block) returned.
-        shape: (batch, length) of the hidden states.
+        shape: of the router's input without its last dimension; (batch, length) or (T,).
+        router_extras: the router's other positional arguments.
     """
 
     path: str
@@ -38,7 +38,8 @@ class Site:
     router_input: Tensor
     expert_input: Tensor
     experts_output: Tensor
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
+    router_extras: tuple[Any, ...]
 
 
 @dataclass
@@ -73,14 +74,14 @@ class Choice:
     intended: list[int] | None = None
 
 
-def route(site: Site, run: Run) -> list[Choice]:
-    """Routes every token of a site."""
-    return SPECIAL.get(site.family.routing.kind, _standard)(site, run)
-
-
 def parameter(owner: Any, path: str) -> Tensor:
     """A weight by dotted path, as float64."""
     return functools.reduce(getattr, path.split("."), owner).double()
+
+
+def setting(config: Any, path: str) -> Any:
+    """A configuration value by dotted path."""
+    return functools.reduce(getattr, path.split("."), config)
 
 
 def router_logits(site: Site, x: Tensor) -> Tensor:
@@ -111,17 +112,17 @@ def best(values: Tensor, k: int) -> list[int]:
 
 def choose(routing: Routing, logits: Tensor, bias: Tensor | None, config: Any) -> Choice:
     """The standard decision for one token: score, bias, groups, top-k, normalise, scale."""
-    k = getattr(config, routing.top_k)
+    k = setting(config, routing.top_k)
     if routing.over == "selected":
         ids = best(logits, k)
-        return Choice(ids, _weights(routing, score(routing.score, logits[ids]), config), logits, logits)
+        return Choice(ids, finish(routing, score(routing.score, logits[ids]), config), logits, logits)
     scores = score(routing.score, logits)
     selection = logits if routing.bias_on == "logit" else scores
     selection = selection if bias is None else selection + bias.reshape(-1)
     if routing.groups is not None and config.n_group is not None and _grouped(routing, config):
         selection = _mask_groups(routing, selection, config.n_group, config.topk_group)
     ids = best(selection, k)
-    return Choice(ids, _weights(routing, scores[ids], config), logits, selection)
+    return Choice(ids, finish(routing, scores[ids], config), logits, selection)
 
 
 def _grouped(routing: Routing, config: Any) -> bool:
@@ -140,7 +141,7 @@ def _mask_groups(routing: Routing, selection: Tensor, groups: int, kept: int) ->
     return masked
 
 
-def _weights(routing: Routing, chosen: Tensor, config: Any) -> list[float]:
+def finish(routing: Routing, chosen: Tensor, config: Any) -> list[float]:
     normalise = getattr(config, routing.normalise) if isinstance(routing.normalise, str) else routing.normalise
     if normalise:
         chosen = chosen / (chosen.sum() + routing.epsilon)
@@ -155,7 +156,7 @@ def _selection_bias(site: Site) -> Tensor | None:
     return None if path is None else parameter(site.block, path)
 
 
-def _standard(site: Site, run: Run, prepare: Callable[[Site, Tensor], Tensor] = router_logits) -> list[Choice]:
+def standard(site: Site, run: Run, prepare: Callable[[Site, Tensor], Tensor] = router_logits) -> list[Choice]:
     bias = _selection_bias(site)
     return [choose(site.family.routing, prepare(site, x), bias, site.config) for x in site.router_input]
 
@@ -168,7 +169,7 @@ def _gemma_logits(site: Site, x: Tensor) -> Tensor:
 
 def _gemma(site: Site, run: Run) -> list[Choice]:
     """gemma4: softmax, normalised over the selected, times a learned scale per expert."""
-    choices = _standard(site, run, _gemma_logits)
+    choices = standard(site, run, _gemma_logits)
     scales = parameter(site.router, "per_expert_scale")
     for choice in choices:
         choice.weights = [w * float(scales[e]) for w, e in zip(choice.weights, choice.ids, strict=True)]
@@ -178,17 +179,17 @@ def _gemma(site: Site, run: Run) -> list[Choice]:
 def _softcapped(site: Site, run: Run) -> list[Choice]:
     """laguna: tanh-capped logits."""
     cap = site.config.moe_router_logit_softcapping
-    return _standard(site, run, lambda site, x: cap * torch.tanh(router_logits(site, x) / cap))
+    return standard(site, run, lambda site, x: cap * torch.tanh(router_logits(site, x) / cap))
 
 
 def _multiplied(site: Site, run: Run) -> list[Choice]:
     """muse_spark: logits times config.output_multiplier."""
-    return _standard(site, run, lambda site, x: site.config.output_multiplier * router_logits(site, x))
+    return standard(site, run, lambda site, x: site.config.output_multiplier * router_logits(site, x))
 
 
 def _divided_by_k(site: Site, run: Run) -> list[Choice]:
     """openai_privacy_filter: the router divides by k; the block multiplies the sum by k again."""
-    choices = _standard(site, run)
+    choices = standard(site, run)
     for choice in choices:
         choice.weights = [w / len(choice.ids) for w in choice.weights]
     return choices
@@ -196,94 +197,18 @@ def _divided_by_k(site: Site, run: Run) -> list[Choice]:
 
 def _p_norm(site: Site, run: Run) -> list[Choice]:
     """dbrx: the selected softmax scores are divided by their p-norm."""
-    choices, p = _standard(site, run), site.config.ffn_config.moe_normalize_expert_weights
+    choices, p = standard(site, run), site.config.ffn_config.moe_normalize_expert_weights
     for choice in choices:
         total = sum(abs(w) ** p for w in choice.weights) ** (1 / p)
         choice.weights = [w / total for w in choice.weights]
     return choices
 
 
-def _hash_or_topk(site: Site, run: Run) -> list[Choice]:
-    """deepseek_v4: hash layers look their experts up by token id; the logits only weight them."""
-    if not hasattr(site.router, "tid2eid"):
-        return _standard(site, run)
-    choices = []
-    for x, token in zip(site.router_input, run.inputs["input_ids"].reshape(-1), strict=True):
-        logits, ids = router_logits(site, x), site.router.tid2eid[token].tolist()
-        scores = score(site.family.routing.score, logits)
-        choices.append(Choice(ids, _weights(site.family.routing, scores[ids], site.config), logits, scores))
-    return choices
-
-
-def _sparsemixer(site: Site, run: Run) -> list[Choice]:
-    """phimoe: pick the best, weight it by a softmax over its near-ties, remove it, and once more."""
-    epsilon, choices = site.config.router_jitter_noise, []
-    for x in site.router_input:
-        logits = router_logits(site, x)
-        ids, weights, removed = [], [], torch.zeros(len(logits), dtype=torch.bool)
-        for _ in range(2):
-            remaining = torch.where(removed, -math.inf, logits)
-            top = remaining.max()
-            near = (top - logits) / torch.maximum(logits.abs(), top) <= 2 * epsilon
-            ids.append(best(remaining, 1)[0])
-            weights.append(float(score("softmax", torch.where(near, remaining, -math.inf))[ids[-1]]))
-            removed[ids[-1]] = True
-        choices.append(Choice(ids, weights, logits, logits))
-    return choices
-
-
-def _joint_with_shared(site: Site, run: Run) -> list[Choice]:
-    """inkling: routed and shared experts' sigmoids are normalised together; logits past E belong to the shared."""
-    shared = site.config.n_shared_experts
-    bias = parameter(site.block, str(site.family.routing.bias))
-    scale = site.config.route_scale * float(parameter(site.router, "global_scale"))
-    choices = []
-    for x in site.router_input:
-        logits = router_logits(site, x)
-        scores = score("sigmoid", logits)
-        selection = scores[:-shared] + bias
-        ids = best(selection, site.config.num_experts_per_tok)
-        total = scores[ids].sum() + scores[-shared:].sum()
-        choices.append(Choice(ids, (scores[ids] / total * scale).tolist(), logits[:-shared], selection))
-    return choices
-
-
-def _skip_class(site: Site, run: Run) -> list[Choice]:
-    """zaya: an MLP router with a state carried across layers and a last class that means no expert."""
-    router, bias = site.router, parameter(site.router, "balancing_biases")
-    mlp = router.router_mlp
-    state = site.router_input @ parameter(router, "down_proj.weight").T + parameter(router, "down_proj.bias")
-    if "zaya" in run.carried and hasattr(router, "router_states_scale"):
-        state = state + run.carried["zaya"] * parameter(router, "router_states_scale")
-    run.carried["zaya"] = state
-
-    def gelu(x: Tensor) -> Tensor:
-        return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
-
-    choices = []
-    for hidden in state:
-        hidden = rms_norm(hidden, mlp.norm.weight, site.config.rms_norm_eps)
-        for name in ("fc1", "fc2"):
-            hidden = gelu(parameter(mlp, f"{name}.weight") @ hidden + parameter(mlp, f"{name}.bias"))
-        logits = parameter(mlp, "out_proj.weight") @ hidden
-        scores = score("softmax", logits)
-        selection = scores + bias
-        chosen = best(selection, 1)[0]
-        skipped = chosen == site.config.num_experts
-        choices.append(
-            Choice([-1 if skipped else chosen], [0.0 if skipped else float(scores[chosen])], logits, selection)
-        )
-    return choices
-
-
-SPECIAL: dict[str, Callable[[Site, Run], list[Choice]]] = {
+ROUTES: dict[str, Callable[[Site, Run], list[Choice]]] = {
+    "standard": standard,
     "gemma": _gemma,
     "softcapped": _softcapped,
     "multiplied": _multiplied,
     "divided_by_k": _divided_by_k,
     "p_norm": _p_norm,
-    "hash_or_topk": _hash_or_topk,
-    "sparsemixer": _sparsemixer,
-    "joint_with_shared": _joint_with_shared,
-    "skip_class": _skip_class,
 }

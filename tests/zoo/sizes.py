@@ -51,6 +51,13 @@ GATED_DELTA: dict[str, Any] = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
+PLACEHOLDERS: dict[str, Any] = {
+    "image_token_id": 95,
+    "video_token_id": 96,
+    "audio_token_id": 97,
+    "pad_token_id": 0,
+    "initializer_range": 0.18,
+}
 # The spellings that vision configurations use; towers are built but never run.
 VISION: dict[str, Any] = {
     "hidden_size": 16,
