@@ -6,19 +6,13 @@ import hashlib
 import inspect
 import json
 from functools import cached_property
-from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import torch
-from torch import nn
-
-from moescope.errors import MoescopeError
-from moescope.hooks.aliases import ALIASES, BUNDLED
 from moescope.hooks.selfcheck import Dtypes, SelfCheck, self_check
 from moescope.hooks.semantics import Semantics
-from moescope.hooks.sites import Site, discover
+from moescope.hooks.sites import Site, active_parameters, discover
+from torch import nn
 
 CHECK_SHAPE = (4, 64)  # sequences x tokens of the self-check: enough rows to tell routing rules apart, cheap anywhere
 
@@ -62,12 +56,8 @@ class Model:
 
     @property
     def n_active_parameters(self) -> int:
-        """Parameters that one token meets: all but the experts it is not sent to."""
-        idle = 0
-        for site in self.sites:
-            experts = sum(p.numel() for p in self.hf.get_submodule(site.experts).parameters())
-            idle += experts * (site.n_experts - self.semantics[site.key].top_k) // site.n_experts
-        return self.n_parameters - idle
+        """Parameters that one token meets."""
+        return active_parameters(self.hf, self.sites, {key: found.top_k for key, found in self.semantics.items()})
 
     @property
     def experts_implementation(self) -> str | None:
@@ -140,113 +130,3 @@ def wrap(hf: nn.Module, tokenizer: Any = None, name: str | None = None) -> Model
     """
     config = getattr(hf, "config", None)
     return Model(hf, tokenizer, name or getattr(config, "_name_or_path", "") or type(hf).__name__)
-
-
-def load(
-    name: str,
-    *,
-    revision: str | None = None,
-    dtype: str = "auto",
-    device: str | None = None,
-    trust_remote_code: bool = False,
-) -> Model:
-    """Load a model by alias, hub id or local folder, and check that it can be captured faithfully.
-
-    Args:
-        name: an alias (`moescope models` lists them), a hub id, or a folder.
-        revision: branch, tag or commit on the hub.
-        dtype: "auto" (as the checkpoint says), "float32", "bfloat16" or "float16".
-        device: "cpu", "cuda", …; by default a GPU if there is one.
-        trust_remote_code: allow code from the model's own repository to run. Off unless asked for.
-
-    Raises:
-        MoescopeError: unknown name, weights that cannot be reached, or a bad option.
-        RefusedError: no MoE layer, or one that cannot be read faithfully.
-    """
-    import transformers
-
-    source = resolve(name)
-    _require_reachable(name, source)
-    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    torch_dtype = _dtype(dtype)
-    try:
-        config = transformers.AutoConfig.from_pretrained(source, **common)
-        loader = _model_class(config, trust_remote_code)
-        hf = loader.from_pretrained(source, dtype=torch_dtype, use_safetensors=True, **common)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
-    except (OSError, ValueError) as error:
-        raise MoescopeError(_why_not_loaded(name, source, error)) from error
-    hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Model(hf, tokenizer, name, getattr(config, "_commit_hash", None))
-
-
-def resolve(name: str) -> str:
-    """The folder or hub id behind a name.
-
-    Raises:
-        MoescopeError: the bundled model is not installed, or the name is neither alias, folder nor hub id.
-    """
-    if name == BUNDLED:
-        from moescope.data import MODEL
-
-        if not (MODEL / "config.json").is_file():
-            raise MoescopeError(f"The bundled model is missing from this installation ({MODEL}); reinstall moescope.")
-        return str(MODEL)
-    if name in ALIASES:
-        return ALIASES[name].target
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise MoescopeError(f"{name} is a folder without config.json, so not a Hugging Face checkpoint.")
-        return name
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise MoescopeError(
-            f"{name!r} is no alias (`moescope models` lists them), no folder, and no hub id of the form owner/name."
-        )
-    return name
-
-
-def _require_reachable(name: str, source: str) -> None:
-    """Say at once that the hub cannot be reached; its client would retry for half a minute first."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if Path(source).is_dir() or isinstance(try_to_load_from_cache(source, "config.json"), str):
-        return
-    if constants.HF_HUB_OFFLINE:
-        raise MoescopeError(_why_not_loaded(name, source, OSError("HF_HUB_OFFLINE is set")))
-    try:
-        urlopen(constants.ENDPOINT, timeout=5).close()
-    except HTTPError:
-        return  # it answered
-    except OSError as error:
-        raise MoescopeError(_why_not_loaded(name, source, error)) from error
-
-
-def _model_class(config: Any, trust_remote_code: bool) -> Any:
-    import transformers
-
-    remote = trust_remote_code and getattr(config, "auto_map", None)
-    architecture = (getattr(config, "architectures", None) or [""])[0]
-    if not remote and hasattr(transformers, architecture):
-        return getattr(transformers, architecture)
-    return transformers.AutoModelForCausalLM
-
-
-def _dtype(name: str) -> Any:
-    if name == "auto":
-        return "auto"
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise MoescopeError(f"Unknown dtype {name!r}: choose auto, {', '.join(known)}.")
-    return known[name]
-
-
-def _why_not_loaded(name: str, source: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(source).is_dir():
-        return f"Cannot load {name}: {reason}"
-    if "trust_remote_code" in str(error):
-        return f"{name} needs code from its own repository; pass --trust-remote-code if you trust it."
-    return (
-        f"Cannot reach the weights of {name} ({source}): the hub does not answer and they are not in the local cache. "
-        f"Offline, try the bundled model: --model {BUNDLED}."
-    )

@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-
 from moescope.hooks.semantics import Semantics
 
 

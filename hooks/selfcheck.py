@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-
-from moescope.errors import RefusedError
 from moescope.hooks.readings import SiteReading
 from moescope.hooks.semantics import Semantics, infer
 from moescope.hooks.sites import Site
 from moescope.hooks.taps import LinearWatch, Tap, Want, experts_arguments, override_forward
+from torch import nn
+
+from moescope.errors import RefusedError
 
 Forward = Callable[[], torch.Tensor]
 REBUILD_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -80,6 +80,10 @@ class _Seen:
     weights: torch.Tensor | None = None
     returned: torch.Tensor | None = None
 
+    @property
+    def saw_tokens(self) -> bool:
+        return self.ids is not None and self.ids.numel() > 0
+
 
 def self_check(model: nn.Module, sites: list[Site], forward: Forward) -> SelfCheck:
     """Probe, interpret and verify every site of a model.
@@ -94,14 +98,14 @@ def self_check(model: nn.Module, sites: list[Site], forward: Forward) -> SelfChe
     """
     before = forward()
     seen = _probe(model, sites, forward)
-    running = [site for site in sites if seen[site.key].ids is not None]
+    running = [site for site in sites if seen[site.key].saw_tokens]
     if not running:
         raise RefusedError("No MoE layer ran on a batch of text; there is nothing to capture.")
     semantics = {site.key: _interpret(model, site, seen[site.key]) for site in running}
     logits, readings, note = _tapped(model, running, semantics, forward)
     if not torch.equal(before, logits):
         again = forward()
-        why = "differ under capture" if torch.equal(before, again) else "differ between two plain runs of this model"
+        why = "differ under capture" if torch.equal(before, again) else "differ between two plain runs (is it random?)"
         raise RefusedError(f"The model's logits {why} (largest difference {(before - logits).abs().max():.3g}).")
     checks = [_verify(site, semantics[site.key], seen[site.key], readings[site.key], note) for site in running]
     return SelfCheck(checks, True, [site.experts for site in sites if site not in running])
@@ -146,7 +150,8 @@ def _probe_hooks(model: nn.Module, site: Site, seen: _Seen) -> list[Callable[[],
 
 
 def _interpret(model: nn.Module, site: Site, seen: _Seen) -> Semantics:
-    assert seen.ids is not None and seen.weights is not None
+    assert seen.ids is not None
+    assert seen.weights is not None
     if seen.output is None:
         raise RefusedError(f"{site.router} did not run although its experts did; its logits cannot be read.")
     if seen.output.shape[-1] != site.n_experts:

@@ -8,14 +8,13 @@ it reproduces them. What no hypothesis explains stays ``None``, and what depends
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
 import torch
-from torch import nn
-
 from moescope.hooks.sites import Site
+from torch import nn
 
 SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "softmax": lambda logits: logits.softmax(-1),
@@ -93,7 +92,9 @@ def infer(
     """
     probabilities = _are_probabilities(output) and linear is not None
     sources = {"linear": linear} if probabilities else {"output": output, "linear": linear}
-    sources = {name: logits for name, logits in sources.items() if logits is not None and logits.shape[-1] == site.n_experts}
+    sources = {
+        name: logits for name, logits in sources.items() if logits is not None and logits.shape[-1] == site.n_experts
+    }
     vectors = dict(_vectors(block, site.n_experts))
     found = Semantics(
         top_k=ids.shape[-1],
@@ -128,7 +129,7 @@ class _WeightRule:
 def _best_weight_rule(
     sources: Mapping[str, torch.Tensor], vectors: Mapping[str, torch.Tensor], ids: torch.Tensor, weights: torch.Tensor
 ) -> _WeightRule | None:
-    """The rule weight = scaling * score / (1 or the sum of the selected) * (1 or a vector over experts) that fits best."""
+    """The best-fitting rule: weight = scaling * score / (1 or the selected sum) * (1 or a vector over experts)."""
     rules = []
     scales = {"": None, **vectors}
     for (source, logits), (name, score), scale in product(sources.items(), SCORES.items(), scales.values()):
@@ -195,11 +196,15 @@ def _vectors(block: nn.Module, n_experts: int) -> Iterator[tuple[str, torch.Tens
 
 
 def _group_settings(block: nn.Module) -> tuple[int, int] | None:
-    holders = [module for module in block.modules()] + [getattr(block, "config", None)]
-    holders += [getattr(module, "config", None) for module in block.modules()]
-    n_groups = next((v for h in holders for n in GROUP_NAMES if isinstance(v := getattr(h, n, None), int)), 1)
-    kept = next((v for h in holders for n in KEPT_GROUP_NAMES if isinstance(v := getattr(h, n, None), int)), 1)
+    modules = list(block.modules())
+    holders = [*modules, *(getattr(module, "config", None) for module in modules)]
+    n_groups, kept = _first_int(holders, GROUP_NAMES), _first_int(holders, KEPT_GROUP_NAMES)
     return (n_groups, kept) if n_groups > 1 else None
+
+
+def _first_int(holders: Sequence[object], names: Sequence[str]) -> int:
+    found = (getattr(holder, name, None) for holder in holders for name in names)
+    return next((value for value in found if isinstance(value, int)), 1)
 
 
 def _are_probabilities(output: torch.Tensor) -> bool:

@@ -8,8 +8,8 @@ pair inside one block.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -18,7 +18,8 @@ from moescope.errors import RefusedError
 ROUTER_NAMES = ("gate", "router")  # exact last name: `shared_expert_gate` and `gate_proj` exist too (72 of 72 families)
 SHARED_NAMES = ("shared_experts", "shared_expert", "shared_mlp")
 TOP_K_NAMES = (
-    "top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "n_activated_experts",
+    "top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts",
+    "n_activated_experts",
 )  # fmt: skip
 
 
@@ -64,6 +65,15 @@ def discover(model: nn.Module) -> list[Site]:
     return _with_unique_keys(found)
 
 
+def active_parameters(hf: nn.Module, sites: list[Site], top_k: Mapping[str, int]) -> int:
+    """Parameters that one token meets: all but those of the experts it is not sent to."""
+    idle = 0
+    for site in sites:
+        experts = sum(parameter.numel() for parameter in hf.get_submodule(site.experts).parameters())
+        idle += experts * (site.n_experts - top_k[site.key]) // site.n_experts
+    return sum(parameter.numel() for parameter in hf.parameters()) - idle
+
+
 def _dispatched_experts(modules: dict[str, nn.Module], routers: set[str]) -> Iterator[str]:
     for path, module in modules.items():
         if hasattr(module, "_is_expert_parallel") and hasattr(module, "is_concatenated"):
@@ -86,9 +96,7 @@ def _site(modules: dict[str, nn.Module], routers: set[str], experts: str, ordina
     block, router = _router_beside(modules, routers, experts)
     layer_path, layer = _layer_of(modules, experts)
     holders = (block, layer_path) if block != layer_path else (block,)
-    shared = tuple(
-        path for holder in holders for name in SHARED_NAMES if (path := _join(holder, name)) in modules
-    )
+    shared = tuple(path for holder in holders for name in SHARED_NAMES if (path := _join(holder, name)) in modules)
     return Site(
         key=f"L{layer:03d}",
         layer=layer,
@@ -115,7 +123,9 @@ def _router_beside(modules: dict[str, nn.Module], routers: set[str], experts: st
         candidates = declared or named
         if candidates:
             return block, min(candidates, key=len)
-    raise RefusedError(f"The experts at {experts} have no router beside them that transformers declares; cannot capture.")
+    raise RefusedError(
+        f"The experts at {experts} have no router beside them that transformers declares; cannot capture."
+    )
 
 
 def _layer_of(modules: dict[str, nn.Module], path: str) -> tuple[str, int]:
@@ -145,15 +155,15 @@ def _declared_top_k(modules: dict[str, nn.Module], block: str, router: str) -> i
 
 
 def _with_unique_keys(sites: list[Site]) -> list[Site]:
-    keys = [site.key for site in sites]
-    if len(set(keys)) == len(keys):
-        return sites
-    # Several stacks (an encoder beside a decoder): the first name in which their paths differ tells them apart.
-    split = [site.layer_path.split(".") for site in sites]
-    depth = next(i for i, names in enumerate(zip(*split, strict=False)) if len(set(names)) > 1)
-    return [
-        Site(**{**site.__dict__, "key": f"{site.key}-{names[depth]}"}) for site, names in zip(sites, split, strict=True)
-    ]
+    """Where sites share a layer number (an encoder beside a decoder, a text pool beside a vision pool), add to the key
+    the first name in which their paths differ."""
+    unique = []
+    for site in sites:
+        names = site.experts.split(".")
+        twins = [other.experts.split(".") for other in sites if other.key == site.key]
+        own = next((names[i] for i, there in enumerate(zip(*twins, strict=False)) if len(set(there)) > 1), None)
+        unique.append(site if own is None else replace(site, key=f"{site.key}-{own}"))
+    return unique
 
 
 def _why_nothing(model: nn.Module, routers: set[str]) -> str:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
-
-from moescope.errors import RefusedError
 from moescope.hooks.readings import Reading, SiteReading, expert_maxima, hidden_maximum, rank_and_summarise
 from moescope.hooks.semantics import Semantics
 from moescope.hooks.sites import Site
 from moescope.hooks.tracer import trace_weights
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from moescope.errors import RefusedError
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,9 @@ class _SiteTap:
     def _see_logits(self, logits: torch.Tensor | None) -> None:
         self._logits = None if logits is None else logits.detach().reshape(-1, logits.shape[-1])
 
-    def before_experts(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def before_experts(
+        self, module: nn.Module, args: Any, kwargs: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         hidden, ids, weights = experts_arguments(module, args, kwargs)
         self._inputs = (hidden.detach().reshape(-1, hidden.shape[-1]), ids.detach(), weights.detach())
         self._slots = {}
@@ -216,7 +218,7 @@ class _SiteTap:
 
 
 def experts_arguments(module: nn.Module, args: Any, kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hidden states, ids [T, k] and weights [T, k] of an experts call; names differ between families, order does not."""
+    """Hidden states, ids [T, k] and weights [T, k] of an experts call; families differ in names, not in order."""
     if kwargs:
         args = tuple(inspect.signature(module.forward).bind(*args, **kwargs).arguments.values())
     return args[0], args[1], args[2]

@@ -1,4 +1,4 @@
-"""Follow the routing weights through whatever experts implementation runs, to read each expert's output where it is used.
+"""Follow the routing weights through whatever experts implementation runs, to read each output where it is used.
 
 Every experts implementation ends in one product: expert output times routing weight. The tracer hands the
 implementation its own weights as a tensor subclass that carries, through each reshape and gather, the (token, slot) of

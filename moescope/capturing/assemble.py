@@ -38,7 +38,8 @@ def assemble(model: Model, batch: TextBatch, arrays: Arrays, texts: TokenTexts) 
     if ("loss",) in arrays:
         tokens["loss"] = arrays[("loss",)]
     sites = {
-        site.key: SiteBatch(**{name: arrays.get(("site", site.key, name)) for name in SITE_FIELDS}) for site in model.sites
+        site.key: SiteBatch(**{name: arrays.get(("site", site.key, name)) for name in SITE_FIELDS})
+        for site in model.sites
     }
     return Batch(
         tokens=tokens,
@@ -78,7 +79,9 @@ def _outliers(model: Model, arrays: Arrays, tokens: dict[str, np.ndarray]) -> Ou
         return None
     experts = {}
     for site in model.sites:
-        found = {name: arrays[("site", site.key, "outliers", name)] for name in ("output", "input", "first", "row", "tokens")}
+        found = {
+            name: arrays[("site", site.key, "outliers", name)] for name in ("output", "input", "first", "row", "tokens")
+        }
         row = np.minimum(found["row"], len(tokens["document"]) - 1)  # an expert without tokens points past the end
         experts[site.key] = ExpertMaxima(
             absmax_out=found["output"],

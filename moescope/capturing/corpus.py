@@ -67,7 +67,7 @@ class Corpus:
         self.labels = [labels] if isinstance(labels, str) else list(labels)
         self.text = text
         self._id = id
-        self._sample_by = sample_by
+        self._sample_by: SampleBy = sample_by
         self._limit = limit
         self._files: list[Path] = []
         self._rows: Sequence[Any] | None = None

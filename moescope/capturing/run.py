@@ -1,4 +1,4 @@
-"""Run a corpus through a model under taps into a store: forecast, forward passes, writer, and nothing lost on the way."""
+"""Run a corpus through a model under taps into a store: forecast, forward passes, writer; nothing lost on the way."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def capture(
         model: from `moescope.load` or `moescope.wrap`.
         corpus: a `Corpus`, or the path of one without labels.
         out: folder of the new store.
-        tiers: any of "routing" (ids, weights, logsumexp, entropy, margin), "logits" (all router logits), "experts" (norm
-            and largest magnitude of each selected expert's output) and "outliers" (maxima for each expert and layer).
+        tiers: any of "routing" (ids, weights, logsumexp, entropy, margin), "logits" (all router logits), "experts"
+            (norm and largest magnitude of each selected expert's output) and "outliers" (maxima by expert and layer).
         loss: also store each token's loss in nats, given the tokens before it in its context.
         max_length: tokens of context; longer documents are cut. By default 2048 or the model's own limit.
         batch_tokens: padded tokens of one forward pass.
@@ -82,10 +82,12 @@ def capture(
     if model.tokenizer is None:
         raise MoescopeError("This model was wrapped without a tokenizer; pass one: moescope.wrap(hf_model, tokenizer).")
     census = corpus.census()
-    manifest = _manifest(
-        model, corpus, census, tiers, loss, max_length,
-        {"batch_tokens": batch_tokens, "shard_tokens": shard_tokens, "logits_compression": "zstd" if compress_logits else "none"},
-    )  # fmt: skip
+    settings = {
+        "batch_tokens": batch_tokens,
+        "shard_tokens": shard_tokens,
+        "logits_compression": "zstd" if compress_logits else "none",
+    }
+    manifest = _manifest(model, corpus, census, tiers, loss, max_length, settings)
     _require_new(Path(out), resume)
     expected = forecast(
         model, corpus, census, out=Path(out), tiers=tiers, max_length=max_length, batch_tokens=batch_tokens, loss=loss
@@ -194,7 +196,13 @@ def _require_new(out: Path, resume: bool) -> None:
 
 
 def _manifest(
-    model: Model, corpus: Corpus, census: Census, tiers: list[str], loss: bool, max_length: int, settings: dict[str, Any]
+    model: Model,
+    corpus: Corpus,
+    census: Census,
+    tiers: list[str],
+    loss: bool,
+    max_length: int,
+    settings: dict[str, Any],
 ) -> Manifest:
     versions = {name: version(name) for name in ("moescope", "transformers", "torch", "pyarrow", "numpy")}
     return Manifest(
