@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from moescope.store.outliers import ExpertMaxima, HiddenMaximum, OutlierBatch
     from moescope.store.reader import Store
+    from moescope.store.reader import open_store as open
     from moescope.store.routing import ExpertOutputs, Routing
     from moescope.store.shard import Shard
     from moescope.store.writer import StoreWriter
@@ -45,6 +46,7 @@ _HOMES = {
     "HiddenMaximum": "outliers",
     "OutlierBatch": "outliers",
     "Store": "reader",
+    "open": "reader",
     "ExpertOutputs": "routing",
     "Routing": "routing",
     "Shard": "shard",
@@ -72,10 +74,16 @@ __all__ = [
     "StoreWriter",
     "TokenizerRecord",
     "check_store",
+    "open",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    return getattr(module, "open_store" if name == "open" else name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -259,3 +259,8 @@ class Store:
         from moescope.store.html import store_html
 
         return store_html(self)
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a store folder: `Store.open`, under the name `moescope.open`."""
+    return Store.open(path)
