@@ -39,9 +39,9 @@ def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTr
         return model
     target = _construct(family, dtype, seed)
     strict = getattr(target, "_keep_in_fp32_modules_strict", None) or ()
-    for parameter_name, parameter in target.named_parameters():
-        if any(part in parameter_name for part in strict):
-            parameter.data = parameter.data.float()
+    for tensor_name, tensor in [*target.named_parameters(), *target.named_buffers()]:
+        if any(part in tensor_name for part in strict):
+            tensor.data = tensor.data.float()
     source = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.no_grad():
         for tensor_name, tensor in [*target.named_parameters(), *target.named_buffers()]:
@@ -133,6 +133,9 @@ def _fill(model: PreTrainedModel, family: Family, seed: int) -> None:
             tensor.copy_(noise / math.sqrt(tensor.shape[-1]) if tensor.ndim > 1 else 0.1 * noise)
         elif (tensor == 1).all():
             tensor.copy_(1 + 0.2 * noise)
+        for suffix, gain in family.gains.items():
+            if name.endswith(suffix):
+                tensor.mul_(gain)
 
 
 # Names of what takes part in selection besides the router's linear; most are buffers.

@@ -93,6 +93,7 @@ ROWS = [
         GEMMA_ROUTING,
         ExpertMath(activation="gelu_tanh"),
         router="router",
+        gains={"router.scale": 5.0},
         notes="Router, experts and a dense mlp are siblings in the decoder layer; router and experts get different "
         "inputs; the router returns probabilities; the weights include per_expert_scale.",
     ),
@@ -161,6 +162,7 @@ ROWS = [
         GEMMA_ROUTING,
         ExpertMath(activation="gelu_tanh"),
         router="router",
+        gains={"router.scale": 5.0},
         notes="Encoder and decoder run the same Parameters under two names, each on its own tokens.",
     ),
     Family(

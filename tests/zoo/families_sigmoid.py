@@ -73,6 +73,7 @@ ROWS = [
         "ZayaForCausalLM",
         TEXT | {"num_hidden_layers": 4, "num_experts_per_tok": 1, "router_hidden_size": 16},
         Routing(bias="gate.balancing_biases", kind="skip_class"),
+        gains={"router_mlp.out_proj.weight": 8.0},
         notes="E + 1 classes; the last means no expert, and is passed on as index 0 with weight 0. The router carries "
         "a state from layer to layer.",
     ),

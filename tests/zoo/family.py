@@ -89,6 +89,7 @@ class Family:
         dispatched: the experts class goes through transformers' experts registry (@use_experts_implementation).
         encoder_decoder: wants decoder_input_ids.
         token_types: names of extra integer inputs, shaped as input_ids: name -> "zeros" or "random01".
+        gains: parameter name suffix -> factor on its random values, where a small model's logits would all but tie.
         notes: what is awkward, with the evidence.
     """
 
@@ -103,6 +104,7 @@ class Family:
     dispatched: bool = True
     encoder_decoder: bool = False
     token_types: Mapping[str, str] = field(default_factory=dict)
+    gains: Mapping[str, float] = field(default_factory=dict)
     notes: str = ""
 
     @property
