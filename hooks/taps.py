@@ -198,8 +198,12 @@ class _SiteTap:
             expert=ids.gather(-1, order),
             weight=weights.gather(-1, order),
             logits=logits if self._want.logits else None,
-            **summaries,
-            **ranked,
+            logsumexp=summaries["logsumexp"],
+            entropy=summaries["entropy"],
+            margin=summaries["margin"],
+            norm=ranked.get("norm"),
+            absmax=ranked.get("absmax"),
+            vectors=ranked.get("vectors"),
         )
         if self._want.outliers:
             assert reading.absmax is not None

@@ -1,0 +1,117 @@
+"""`moescope analyze NAME STORE …`: one command for each registered analysis, made from its own list of parameters."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moescope.analysis import ANALYSES, table
+from moescope.cli import screen
+from moescope.errors import MoescopeError
+from moescope.store import Store
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from moescope.analysis import Analysis, Parameter
+
+OUTPUTS = {
+    "json": (bool, False, "Print JSON: the attributes and one object a row."),
+    "csv": (Path, None, "Write the table to this CSV file."),
+    "html": (Path, None, "Write the figure to this HTML file; it works offline."),
+}
+ROWS_SHOWN = 30  # on a terminal; --csv and --json give all
+
+
+def run(name: str | None, arguments: list[str], general_help: Callable[[], str]) -> None:
+    """Run the named analysis with the rest of the command line, or list the analyses."""
+    if name in (None, "-h", "--help"):
+        screen.say(general_help())
+        screen.table(("analysis", "the question it answers"), [(a.name, a.help) for a in ANALYSES.values()])
+        return
+    if name not in ANALYSES:
+        raise MoescopeError(f"There is no analysis {name!r}. There are: {', '.join(ANALYSES)}.")
+    app = typer.Typer(
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.command(help=_help(ANALYSES[name]))(_command(ANALYSES[name]))
+    app(arguments, prog_name=f"moescope analyze {name}")
+
+
+def _command(analysis: Analysis) -> Callable[..., None]:
+    """A function with the analysis's parameters in its signature, which is what typer reads."""
+
+    def command(store: Path, **options: Any) -> None:
+        outputs = {key: options.pop(key) for key in OUTPUTS}
+        given = {key: value for key, value in options.items() if value is not None and value != []}
+        result = analysis.run(Store.open(store), **given)
+        _show(result, **outputs)
+
+    signature = [inspect.Parameter("store", inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                                   annotation=Annotated[Path, typer.Argument(help="Folder of a store.")])]  # fmt: skip
+    signature += [_option(p.name, _type(p), p.default, _sentence(p)) for p in analysis.parameters]
+    signature += [_option(key, *rest) for key, rest in OUTPUTS.items()]
+    command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in signature}
+    return command
+
+
+def _option(name: str, kind: Any, default: Any, text: str) -> inspect.Parameter:
+    flag = f"--{name.replace('_', '-')}"
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind if default is not None else kind | None, typer.Option(flag, help=text)],
+    )
+
+
+def _type(parameter: Parameter) -> Any:
+    return list[parameter.type] if parameter.many else parameter.type
+
+
+def _sentence(parameter: Parameter) -> str:
+    choices = f" ({', '.join(parameter.choices)})" if parameter.choices else ""
+    return parameter.help[0].upper() + parameter.help[1:] + choices + "."
+
+
+def _help(analysis: Analysis) -> str:
+    """The question, and the docstring's own words on how to read the answer."""
+    words = inspect.getdoc(analysis.run) or ""
+    reading = words.partition("How to read it:")[2].strip().split("\n\n")[0]
+    return analysis.help + (f"\n\nHow to read it: {reading}" if reading else "")
+
+
+def _show(result: xr.Dataset, json: bool, csv: Path | None, html: Path | None) -> None:
+    rows = table(result)
+    if csv is not None:
+        rows.to_csv(csv, index=False)
+    if html is not None:
+        from moescope.figures import draw
+
+        draw(result).write_html(html, include_plotlyjs=True)
+    if json:
+        screen.print_json({"attrs": result.attrs, "rows": rows.to_dict("records")})
+        return
+    for path in (csv, html):
+        if path is not None:
+            screen.say(f"{path} is written")
+    if csv is None and html is None:
+        numbers = [str(c) for c in rows.columns if rows[c].dtype.kind in "if"]
+        shown = rows.head(ROWS_SHOWN)
+        screen.table([str(c) for c in rows.columns], [[_cell(v) for v in row] for row in shown.to_numpy()], numbers)
+        if len(rows) > len(shown):
+            screen.say(f"{len(shown)} of {len(rows)} rows; --csv FILE or --json gives all")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.4g}"
+    return "" if value is None else str(value)

@@ -1,0 +1,155 @@
+"""Commands that run a model: capture, and the demonstration of everything on the bundled one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moescope.cli import screen
+from moescope.cli.models import Device, Dtype, Json, Revision, Trust, complete_model
+
+if TYPE_CHECKING:
+    from moescope.store import Store
+
+CAPTURE_EXAMPLES = """Examples:
+
+\b
+  moescope capture --model qwen-moe --data texts.jsonl --label domain --out runs/x
+  moescope capture --model tiny-qwen-moe --data book.txt --sample-by paragraph --out runs/book
+  moescope capture --model ./my-checkpoint --data corpus.parquet --tier routing --tier logits --loss --out runs/y
+  moescope capture … --out runs/x --resume       go on after Ctrl-C or a crash"""
+
+DEMO_EXAMPLES = """Examples:
+
+\b
+  moescope demo
+  moescope demo --out runs/demo"""
+
+
+def capture(
+    model: Annotated[
+        str, typer.Option(help="Alias (see `moescope models`), hub id or folder.", autocompletion=complete_model)
+    ],
+    data: Annotated[Path, typer.Option(help="Corpus: .jsonl, .txt or .parquet, or a folder of them.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new store.")],
+    label: Annotated[list[str] | None, typer.Option(help="Field to keep as a label; repeat for several.")] = None,
+    tier: Annotated[
+        list[str] | None,
+        typer.Option(help="routing, logits, experts or outliers; repeat for several (default: routing and outliers)."),
+    ] = None,
+    text: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    sample_by: Annotated[
+        str, typer.Option(help="A document in a .txt file is a line, a paragraph or the document.")
+    ] = "line",
+    limit: Annotated[int | None, typer.Option(help="Use only the first so many documents.")] = None,
+    loss: Annotated[bool, typer.Option("--loss", help="Also store each token's loss.")] = False,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of context; longer documents are cut.")] = None,
+    batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one forward pass.")] = 8192,
+    compress_logits: Annotated[bool, typer.Option("--compress-logits", help="Compress the logits tier.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted capture in --out.")] = False,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    trust_remote_code: Trust = False,
+    json: Json = False,
+) -> None:
+    """Store which experts every token of a corpus went to.
+
+    Says first what it will cost. Ctrl-C leaves a store that opens; --resume goes on from there.
+    """
+    from moescope.capturing import DEFAULT_TIERS, TIERS, Corpus
+    from moescope.capturing import capture as run
+    from moescope.errors import MoescopeError
+
+    if sample_by not in ("line", "paragraph", "document"):
+        raise MoescopeError(f"Unknown --sample-by {sample_by!r}: choose line, paragraph or document.")
+    unknown = [name for name in tier or [] if name not in TIERS]
+    if unknown:
+        raise MoescopeError(f"Unknown tier {unknown[0]!r}. Tiers are {', '.join(TIERS)}.")
+    corpus = Corpus(data, label or [], text=text, sample_by=sample_by, limit=limit)  # type: ignore[arg-type]
+    corpus.census()  # a corpus that cannot be used is refused before a model is loaded for it
+    screen.quiet_transformers()
+    from moescope.hooks import load
+
+    loaded = load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    with screen.capture_bar() as bar:
+        try:
+            store = run(
+                loaded,
+                corpus,
+                out,
+                tier or DEFAULT_TIERS,
+                loss=loss,
+                max_length=max_length,
+                batch_tokens=batch_tokens,
+                compress_logits=compress_logits,
+                resume=resume,
+                on_forecast=bar.forecast,
+                on_progress=bar.advance,
+            )
+        except KeyboardInterrupt:
+            bar.finish()
+            screen.interrupted(f"Stopped. What was captured is in {out}; go on with the same command and --resume.")
+    if json:
+        screen.print_json({"store": str(out), "tokens": store.n_tokens, "documents": store.n_documents})
+        return
+    screen.say(f"{store.n_tokens:,} tokens of {store.n_documents:,} documents are in {out}")
+    screen.say(f"next: moescope report {out}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demonstration's store.")] = Path("runs/demo"),
+) -> None:
+    """Show it all on the bundled model, in a few minutes.
+
+    Captures the bundled trained model on the bundled corpus, analyses it, says what was found and where to look.
+    """
+    from moescope.analysis import findings
+    from moescope.capturing import Corpus
+    from moescope.capturing import capture as run
+    from moescope.data import CORPUS
+    from moescope.report import write
+
+    store = _finished(out)
+    if store is None:
+        screen.quiet_transformers()
+        from moescope.hooks import load
+        from moescope.hooks.aliases import BUNDLED
+
+        loaded = load(BUNDLED, dtype="float32")
+        screen.say(f"{loaded!r}; logits are bit-identical under capture")
+        with screen.capture_bar() as bar:
+            store = run(
+                loaded,
+                Corpus(CORPUS, ["domain"]),
+                out,
+                ["routing", "logits", "experts", "outliers"],
+                loss=True,
+                resume=(out / "manifest.json").exists(),
+                on_forecast=bar.forecast,
+                on_progress=bar.advance,
+            )
+        del loaded
+    else:
+        screen.say(f"{out} is captured already: {store.n_tokens:,} tokens of {store.n_documents:,} documents")
+    screen.say()
+    screen.heading("What this model does with its experts")
+    for number, finding in enumerate(findings(store), 1):
+        screen.heading(f"\n{number}. {finding.headline}")
+        screen.say(f"   {finding.detail}")
+    page = out / "report.html"
+    write(store, page)
+    screen.say()
+    screen.say(f"The report, with every figure and how to read it: {page}  (open it in a browser; it works offline)")
+    screen.say(f"The store: {out}  (`moescope info {out}`, or moescope.open({str(out)!r}) in Python)")
+
+
+def _finished(out: Path) -> Store | None:
+    from moescope.store import Store
+
+    if not (out / "manifest.json").exists():
+        return None
+    store = Store.open(out)
+    return store if store.status == "complete" else None
