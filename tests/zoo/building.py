@@ -73,10 +73,10 @@ def inputs(
     family = ZOO[name]
     generator = torch.Generator().manual_seed(seed)
 
-    def tokens() -> torch.Tensor:
+    def tokens(length: int) -> torch.Tensor:
         return torch.randint(FIRST_TOKEN, LAST_TOKEN, (batch, length), generator=generator)
 
-    ids, mask = tokens(), torch.ones(batch, length, dtype=torch.long)
+    ids, mask = tokens(length), torch.ones(batch, length, dtype=torch.long)
     if padding is not None:
         for row in range(batch):
             missing = min(2 * row, length - 1)
@@ -85,7 +85,7 @@ def inputs(
         ids = ids * mask  # the padding id is 0 in every zoo configuration
     values: dict[str, torch.Tensor] = {"input_ids": ids, "attention_mask": mask}
     if family.encoder_decoder:
-        values["decoder_input_ids"] = tokens()
+        values["decoder_input_ids"] = tokens(family.canvas or length)
     for key, kind in family.token_types.items():
         random = torch.randint(0, 2, (batch, length), generator=generator)
         values[key] = random if kind == "random01" else torch.zeros_like(ids)

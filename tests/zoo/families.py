@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import families_composite, families_sigmoid, families_softmax, families_undispatched
+from . import families_composite, families_sigmoid, families_softmax, families_undispatched, variants
 from .family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -10,5 +10,5 @@ FAMILIES: dict[str, Family] = {
     for module in (families_softmax, families_sigmoid, families_composite, families_undispatched)
     for row in module.ROWS
 }
-VARIANTS: dict[str, Family] = {}
+VARIANTS: dict[str, Family] = {row.name: row for row in variants.ROWS}
 ZOO: dict[str, Family] = FAMILIES | VARIANTS

@@ -163,7 +163,10 @@ ROWS = [
         ExpertMath(activation="gelu_tanh"),
         router="router",
         gains={"router.scale": 5.0},
-        notes="Encoder and decoder run the same Parameters under two names, each on its own tokens.",
+        encoder_decoder=True,
+        canvas=6,
+        notes="Encoder and decoder run the same Parameters under two names, each on its own tokens. Without "
+        "decoder_input_ids the decoder draws a random canvas: two forwards then differ.",
     ),
     Family(
         "ernie4_5_vl_moe",

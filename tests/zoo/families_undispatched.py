@@ -89,6 +89,7 @@ ROWS = [
         experts_attribute="",
         block="DogeCDMoE",
         dispatched=False,
+        gains={"mlp.down_embed.weight": 4.0, "mlp.up_embed.weight": 4.0},
         notes="Product-key retrieval over rank-one experts; the logits of different tokens are mixed. No module is "
         "ever given ids or weights.",
     ),

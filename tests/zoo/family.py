@@ -88,6 +88,7 @@ class Family:
         block: class name of the block, where attribute names alone are not enough to find it.
         dispatched: the experts class goes through transformers' experts registry (@use_experts_implementation).
         encoder_decoder: wants decoder_input_ids.
+        canvas: length of those ids where it differs from the encoder's; 0 where it does not.
         token_types: names of extra integer inputs, shaped as input_ids: name -> "zeros" or "random01".
         gains: parameter name suffix -> factor on its random values, where a small model's logits would all but tie.
         notes: what is awkward, with the evidence.
@@ -103,6 +104,7 @@ class Family:
     block: str | None = None
     dispatched: bool = True
     encoder_decoder: bool = False
+    canvas: int = 0
     token_types: Mapping[str, str] = field(default_factory=dict)
     gains: Mapping[str, float] = field(default_factory=dict)
     notes: str = ""
