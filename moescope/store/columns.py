@@ -76,10 +76,11 @@ def unpack_rows(column: pa.ChunkedArray, dtype: np.dtype, slots: int) -> Shaped[
 
 
 def unpack_floats(column: pa.ChunkedArray) -> Float[np.ndarray, " token"]:
-    """A plain float32 column as NumPy; null would become NaN."""
-    if column.num_chunks == 1 and column.chunk(0).null_count == 0:
-        return column.chunk(0).to_numpy()
-    return column.to_numpy().astype("<f4", copy=False)
+    """A float32 column without nulls as a read-only view (Arrow's own `to_numpy` would import pandas)."""
+    parts = [np.frombuffer(c.buffers()[1], "<f4", count=len(c), offset=c.offset * 4) for c in column.chunks if len(c)]
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
 def pack_mask(valid: Bool[np.ndarray, "token slot"]) -> UInt8[np.ndarray, "token byte"]:

@@ -209,5 +209,5 @@ def remove_leftovers(folder: Path) -> None:
     for path in [*folder.glob(f"{_TMP}*"), *folder.glob(f"{SHARDS}/*/{_TMP}*")]:
         path.unlink(missing_ok=True)
     for path in folder.glob(f"{SHARDS}/*"):
-        if path.is_dir() and not (path / COMMIT).exists():
+        if path.is_dir() and (path.name.startswith(_TMP) or not (path / COMMIT).exists()):
             shutil.rmtree(path)

@@ -7,7 +7,7 @@ import errno
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -92,16 +92,11 @@ class StoreWriter:
         if path.is_dir() and any(entry.name != LOCK for entry in path.iterdir()):
             kind = "already a store: resume it, or" if (path / MANIFEST).exists() else "not empty:"
             raise StoreError(f"{path} is {kind} name another folder.")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = WriterLock(path)
+        with _locked(path) as lock:
             if (path / MANIFEST).exists():  # another writer was faster
-                lock.release()
                 raise StoreError(f"{path} is already a store: resume it, or name another folder.")
             write_bytes(path / MANIFEST, _json(manifest))
-        except OSError as error:
-            raise _disk_error(path, error) from error
-        return cls(path, manifest, lock, [])
+            return cls(path, manifest, lock, [])
 
     @classmethod
     def resume(cls, path: str | Path, manifest: Manifest) -> StoreWriter:
@@ -115,11 +110,7 @@ class StoreWriter:
         difference = first_difference(old, validated(manifest, path))
         if difference:
             raise StoreError(f"{path} cannot be resumed: it was begun with another {difference}. Name another folder.")
-        try:
-            lock = WriterLock(path)
-        except OSError as error:
-            raise _disk_error(path, error) from error
-        try:
+        with _locked(path) as lock:
             old = read_manifest(path)  # the last writer may just have finished it
             if old.status == "complete":
                 raise StoreError(f"{path} is complete: there is nothing to resume. Open it with moescope.open.")
@@ -134,12 +125,6 @@ class StoreWriter:
             old.status = "capturing"
             write_bytes(path / MANIFEST, _json(old))
             return cls(path, old, lock, commits)
-        except OSError as error:
-            lock.release()
-            raise _disk_error(path, error) from error
-        except BaseException:
-            lock.release()
-            raise
 
     def append(self, batch: Batch) -> None:
         """Add one batch; a full shard goes to the background thread (and this waits while one is already waiting).
@@ -270,6 +255,22 @@ class StoreWriter:
             pairs = zip(_parts(shards, "outliers"), _parts(shards, "hidden_outliers"), strict=True)
             tables["outliers"], tables["hidden_outliers"] = merged_tables(pairs, self._layers)
         return {f"{name}.parquet": write_table(self.path / f"{name}.parquet", table) for name, table in tables.items()}
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[WriterLock]:
+    """The folder, made if need be, and its lock, which stays held unless the block fails."""
+    lock = None
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = WriterLock(path)
+        yield lock
+    except BaseException as error:
+        if lock is not None:
+            lock.release()
+        if isinstance(error, OSError):
+            raise _disk_error(path, error) from error
+        raise
 
 
 def _parts(shards: Sequence[Path], name: str) -> list[pa.Table]:
