@@ -1,7 +1,24 @@
 """The store: a folder of immutable Parquet shards that a capture writes and every analysis reads. Knows no torch.
 
-store = Store.open("runs/demo")
-store.tokens(); store.routing(layer=3).expert; store.sql("select layer, expert, n from load order by n desc")
+    store = Store.open("runs/demo")
+    store.tokens(); store.routing(layer=3).expert; store.sql("select layer, expert, n from load order by n desc")
+
+The folder (format version 1; every file is plain Parquet or JSON):
+
+    manifest.json                     what was captured, from which model and corpus (`Manifest`)
+    shards/00000/commit.json          written last; a shard without it does not exist (`Commit`)
+    shards/00000/tokens.parquet       one row per token
+    shards/00000/routing.parquet      same rows; L003.expert, L003.weight: k little-endian numbers a row, in rank order
+                                      (bfloat16 weights as their 16 bits); L003.logsumexp, L003.entropy, L003.margin:
+                                      float32; L003.valid: bit mask, where slots can be missing
+    shards/00000/logits.parquet       L003.logits: E numbers a row
+    shards/00000/experts.parquet      L003.norm, L003.absmax: k float32 a row
+    shards/00000/{documents,vocabulary,outliers,hidden_outliers}.parquet
+    {documents,vocabulary,outliers,hidden_outliers}.parquet     the same for all shards, once the capture is complete
+    aggregates/                       caches; may be deleted
+
+Routing at k = 8 of 64 takes 26.1 bytes a token and layer with bfloat16 weights (ids 5.8, weights 11.1, the three float32
+summaries 9.3) and 43.4 with float32 weights, all of it lossless (1M Zipf-like tokens x 4 layers).
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ class StoreWriter:
         self._known_tokens = _known_tokens(commits)
         self._closed = False
         self._error: BaseException | None = None
-        self._queue: queue.Queue[tuple[list[Batch], int] | None] = queue.Queue(maxsize=1)
+        self._committed = self.cursor
+        self._queue: queue.Queue[tuple[int, list[Batch]] | None] = queue.Queue(maxsize=1)
         self._thread = threading.Thread(target=self._write_shards, name="moescope-store-writer", daemon=True)
         self._thread.start()
 
@@ -184,9 +185,10 @@ class StoreWriter:
                 log.warning("%s", second)
 
     def _hand_over(self) -> None:
-        self._handed_over += len(self._pending)
-        self._queue.put((self._pending, self._handed_over))
-        self._pending = []
+        # Ctrl-C often comes while this waits: then the same batches may be handed over again, and `_write_shards`
+        # leaves out those that it has written.
+        self._queue.put((self._handed_over, self._pending))
+        self._handed_over, self._pending = self._handed_over + len(self._pending), []
         self._pending_rows = self._pending_bytes = 0
 
     def _raise_failure(self) -> None:
@@ -198,14 +200,18 @@ class StoreWriter:
     def _write_shards(self) -> None:
         """The background thread. After a failure it only empties the queue, so that `append` never blocks on it."""
         while (job := self._queue.get()) is not None:
-            if self._error is not None:
-                continue
-            try:
-                self._write_shard(*job)
-            except BaseException as error:  # noqa: BLE001 - kept whole and raised by the next append or close
-                self._error = error
+            if self._error is None:
+                try:
+                    self._write_shard(*job)
+                except BaseException as error:  # noqa: BLE001 - kept whole and raised by the next append or close
+                    self._error = error
+            del job  # or its arrays stay in memory until the next shard
 
-    def _write_shard(self, batches: list[Batch], cursor: int) -> None:
+    def _write_shard(self, first: int, batches: list[Batch]) -> None:
+        batches = batches[self._committed - first :]
+        if not batches:
+            return
+        cursor = self._committed + len(batches)
         documents = [row for batch in batches for row in batch.documents]
         texts = {t: text for batch in batches for t, text in batch.vocabulary.items() if t not in self._known_tokens}
         tables = {
@@ -228,6 +234,7 @@ class StoreWriter:
             rows = tables["tokens"].num_rows
             write_commit(folder, Commit(rows=rows, batches=cursor, n_documents=len(documents), files=files))
         self._n_shards += 1
+        self._committed = cursor
         self._known_tokens.update(texts)
 
     def _finish(self, status: Status) -> None:

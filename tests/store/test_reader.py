@@ -237,7 +237,8 @@ def test_importing_the_store_loads_no_heavy_library():
 
 def test_reading_arrays_loads_neither_torch_nor_pandas(store):
     code = (
-        "import sys, moescope.store as s; store = s.Store.open(sys.argv[1]); store.routing(1).weight; store.routing(1).entropy;"
+        "import sys, moescope.store as s; routing = s.Store.open(sys.argv[1]).routing(1);"
+        "routing.expert, routing.weight, routing.entropy;"
         "print([m for m in ('torch', 'duckdb', 'pandas') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code, str(store.path)], capture_output=True, text=True)

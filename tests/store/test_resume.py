@@ -111,6 +111,33 @@ def test_an_interrupted_capture_keeps_every_batch_and_goes_on(tmp_path, uninterr
     assert_holds(whole, batches)
 
 
+@pytest.mark.parametrize("queued", [False, True], ids=["before", "after"])
+def test_ctrl_c_while_a_shard_is_handed_over(tmp_path, uninterrupted, queued):
+    """The interrupt may come before or after the queue took the shard: neither loses nor doubles a batch."""
+    manifest = capture_manifest()
+    batches = made_batches(manifest, N_BATCHES)
+
+    def capture():
+        with StoreWriter.create(tmp_path / "s", manifest) as writer:
+            put = writer._queue.put
+
+            def interrupted(job):
+                writer._queue.put = put
+                if queued:
+                    put(job)
+                raise KeyboardInterrupt
+
+            for number, batch in enumerate(batches[:6]):
+                if number == 5:
+                    writer._queue.put = interrupted
+                writer.append(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        capture()
+    assert_holds(Store.open(tmp_path / "s"), batches[:6])
+    assert_same_data(finish(tmp_path / "s"), uninterrupted)
+
+
 def test_a_store_being_written_shows_its_committed_shards(tmp_path):
     manifest = capture_manifest()
     batches = made_batches(manifest, 7)
