@@ -139,7 +139,7 @@ def examples(
         At most n examples, in descending order of collected weight; fewer if the expert is active in fewer documents.
     """
     record = store.site(getattr(site, "key", site))
-    wanted = None if documents is None else np.fromiter(documents, dtype=np.int64)
+    wanted = None if documents is None else set(documents)
     best: list[tuple[float, int, int, int, int]] = []
     for number, shard in enumerate(store.shards):
         for collected, document, start, stop in _busiest(shard, record, expert, wanted, window):
@@ -167,7 +167,7 @@ def _slot_weights(shard: Any, record: Any, expert: int) -> tuple[np.ndarray, np.
 
 
 def _busiest(
-    shard: Any, record: Any, expert: int, wanted: np.ndarray | None, window: int
+    shard: Any, record: Any, expert: int, wanted: set[int] | None, window: int
 ) -> list[tuple[float, int, int, int]]:
     """(collected weight, document, first row, last row + 1) of the best stretch of each context of one shard."""
     tokens = shard.tokens(["document", "sequence"])
@@ -179,7 +179,7 @@ def _busiest(
     running = np.concatenate([[0.0], np.cumsum(busy)])
     found = []
     for start, stop in itertools.pairwise(edges.tolist()):
-        if stop == start or (wanted is not None and not np.isin(document[start], wanted)):
+        if stop == start or (wanted is not None and int(document[start]) not in wanted):
             continue
         begins = np.arange(start, max(start + 1, stop - window + 1))
         collected = running[np.minimum(begins + window, stop)] - running[begins]

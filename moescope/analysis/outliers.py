@@ -30,6 +30,8 @@ FRACTION = 10
 """Both definitions: and above the largest of them divided by this."""
 FORMED = 0.9
 """Massive activations have formed where the residual reaches this share of its plateau; see `formed_depth`."""
+GREW = 10
+"""A residual whose largest value never grows tenfold has formed no massive activations: there is no depth to find."""
 CODE_DEPTH = 0.75
 """The released code pools the layers below this share of the depth."""
 NULL = (
@@ -217,7 +219,7 @@ def structural_cap(n: int) -> int:
     return -(-(n - 1) * 5 // 1000)
 
 
-def formed_depth(hidden: Float[np.ndarray, " model_layer"]) -> int:
+def formed_depth(hidden: Float[np.ndarray, " model_layer"]) -> int | None:
     """The layer up to which massive activations form: the first whose residual maximum reaches 0.9 of the plateau.
 
     The paper says "up to where massive activations have formed" without a number. Massive activations jump up within a
@@ -228,13 +230,13 @@ def formed_depth(hidden: Float[np.ndarray, " model_layer"]) -> int:
     Args:
         hidden: [model layer] largest |residual| after each layer; NaN where unknown.
 
-    Raises:
-        MoescopeError: no value at all.
+    Returns:
+        The layer, or None where the residual does not grow tenfold over those layers: nothing massive has formed.
     """
     values = np.asarray(hidden, dtype=np.float64)
     early = values[: max(1, math.ceil(len(values) * CODE_DEPTH))]
-    if not len(early) or np.isnan(early).all():
-        raise MoescopeError("No massive-activation maxima in the pooled layers: give `depth` instead.")
+    if not len(early) or np.isnan(early).all() or np.nanmax(early) < GREW * np.nanmin(early):
+        return None
     return int(np.flatnonzero(early >= FORMED * np.nanmax(early))[0])
 
 
@@ -249,7 +251,10 @@ def _pooled_depth(
         return below, "layers below 0.75 depth, as the released code"
     if hidden is None or np.isnan(np.asarray(hidden, dtype=np.float64)).all():
         return below, "layers below 0.75 depth: no hidden outliers to find where massive activations form"
-    return formed_depth(hidden), f"first layer whose residual maximum reaches {FORMED} of its plateau"
+    formed = formed_depth(hidden)
+    if formed is None:
+        return below, "layers below 0.75 depth: no massive activations form, the residual does not grow tenfold"
+    return formed, f"first layer whose residual maximum reaches {FORMED} of its plateau"
 
 
 def _robust_z(values: Float[np.ndarray, " expert"]) -> Float[np.ndarray, " expert"]:

@@ -1,1 +1,58 @@
+"""Figures: plotly, drawn from labelled results alone, with the null drawn in; they read no files and compute nothing
+new.
 
+>>> from moescope import analysis, figures
+>>> figures.npmi(analysis.npmi(store)).show()
+>>> figures.draw(result)                       # whichever figure fits the result
+>>> figures.dark(figure)                       # the same figure for a dark page
+
+Names are loaded on first use, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    import xarray as xr
+
+    from moescope.figures.loads import load
+    from moescope.figures.outliers import super_experts
+    from moescope.figures.specialisation import npmi
+    from moescope.figures.theme import dark, template
+
+_HOME = {
+    "load": "loads",
+    "npmi": "specialisation",
+    "super_experts": "outliers",
+    "dark": "theme",
+    "template": "theme",
+}
+
+__all__ = ["dark", "draw", "load", "npmi", "super_experts", "template"]
+
+
+def draw(result: xr.Dataset) -> go.Figure:
+    """The figure of any result, found by its `analysis` attribute.
+
+    Raises:
+        MoescopeError: there is no figure for this result.
+    """
+    from moescope.errors import MoescopeError
+
+    name = str(result.attrs.get("analysis"))
+    if name not in ("load", "npmi", "super_experts"):
+        raise MoescopeError(f"There is no figure for the result of {name!r}; figures: load, npmi, super_experts.")
+    return __getattr__(name)(result)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analysis.made_stores import random_truth, write
+from tests.analysis.made_stores import random_truth, write
 from moescope.analysis import counts
 from moescope.errors import MoescopeError, StoreError
 

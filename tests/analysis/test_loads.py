@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from analysis.made_stores import random_truth, write
+from tests.analysis.made_stores import random_truth, write
 from moescope import analysis
 from moescope.analysis.loads import balance, balance_null
 from moescope.errors import MoescopeError

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.made_stores import random_truth, write
+from tests.analysis.made_stores import random_truth, write
 from moescope import analysis
 from moescope.analysis.outliers import formed_depth, structural_cap
 from moescope.analysis.summary import outlier_finding
@@ -97,7 +97,13 @@ def test_never_selected_is_null():
 def test_depth_is_where_the_residual_reaches_its_plateau():
     assert formed_depth(np.array([1, 2, 50, 100, 101, 103, 300, 900.0])) == 3
     assert formed_depth(np.array([1, np.nan, 100.0, 100])) == 2
-    late = analysis.super_experts_from_maxima(np.ones((2, 3)), layers=[4, 5], n_layers=8, hidden=np.full(8, 7.0))
+    assert formed_depth(np.array([3, 4, 5, 20.0])) is None
+    late = analysis.super_experts_from_maxima(
+        np.ones((2, 3)),
+        layers=[4, 5],
+        n_layers=8,
+        hidden=np.array([1, 7.0, 7, 7, 7, 7, 7, 7]) * [1, 9, 9, 9, 9, 9, 9, 9],
+    )
     assert late.attrs["depth"] == 4
     assert "first MoE layer" in late.attrs["depth_from"]
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.made_stores import random_truth, write
+from tests.analysis.made_stores import random_truth, write
 from moescope import analysis
 from moescope.analysis.specialisation import ONE_LABEL, score
 from moescope.errors import MoescopeError
@@ -119,7 +119,7 @@ def test_a_planted_specialist_is_found_and_nothing_else():
         hits += [1, 5, 2] in found
         # Only rivals of the specialist may join it: label 2 keeps fewer slots for the others in layer 1.
         wrong += sum(cell[0] != 1 for cell in found)
-        assert int(result["npmi"].argmax()) == np.ravel_multi_index((1, 5, 2), (2, 8, 3))
+        assert int(np.argmax(result["npmi"].values)) == np.ravel_multi_index((1, 5, 2), (2, 8, 3))
     assert hits == 10
     assert wrong <= 1
 

@@ -1,0 +1,48 @@
+"""Axes that every layer-by-expert figure shares: layers as the model numbers them, from the first at the top."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+
+def layer_names(result: xr.Dataset) -> list[str]:
+    """One category per MoE layer: its model layer index, or its site key where one block holds two routers."""
+    layers = result["layer"].values
+    if np.unique(layers).size == layers.size:
+        return [str(int(layer)) for layer in layers]
+    return [str(site) for site in result["site"].values]
+
+
+def layer_axis(result: xr.Dataset, **more: Any) -> dict[str, Any]:
+    """Settings of a categorical y axis of layers, the first at the top, with as many ticks as can be read."""
+    names = layer_names(result)
+    step = max(1, -(-len(names) // 26))
+    return {
+        "type": "category",
+        "categoryorder": "array",
+        "categoryarray": names[::-1],
+        "tickmode": "array",
+        "tickvals": names[::step],
+        "showgrid": False,
+        "title": {"text": "layer"},
+    } | more
+
+
+def expert_axis(result: xr.Dataset, most: int = 16, **more: Any) -> dict[str, Any]:
+    """Settings of an x axis of expert numbers with at most `most` ticks."""
+    widest = result.sizes["expert"]
+    step = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 4096) if widest / step <= most)
+    return {"title": {"text": "expert"}, "tick0": 0, "dtick": step, "showgrid": False, "zeroline": False} | more
+
+
+def align_titles(figure: go.Figure, count: int) -> None:
+    """Moves the first `count` annotations, which are the subplot titles, to the left edge of their panels."""
+    layout: Any = figure.layout
+    for place, annotation in enumerate(layout.annotations[:count]):
+        # Panels are numbered row by row; the first axis has no number.
+        axis = layout[f"xaxis{place + 1}" if place else "xaxis"]
+        annotation.update(x=axis.domain[0], xanchor="left", font={"size": 13})

@@ -1,0 +1,166 @@
+"""Outlier experts: all maxima in order with the published thresholds, and layer by layer with the ratio drawn in."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from moescope.figures.axes import align_titles
+from moescope.figures.theme import BLUE, GREY, ORANGE, template
+
+READ = (
+    "Left: the largest output of every expert, in order; an expert of the pooled layers is a super expert by the "
+    "published rule if it is above both broken lines, which always admits the largest. Right: the same numbers layer "
+    "by layer; the bars are {ratio:g} times each layer's median, which an outlier must pass here to be believed. The "
+    "grey line is the largest value of the residual stream after each layer: where it jumps, massive activations form."
+)
+"""How to read the figure; filled in by `read`."""
+
+
+def read(result: xr.Dataset) -> str:
+    """How to read the figure of this result."""
+    return READ.format(ratio=result.attrs["ratio"])
+
+
+def super_experts(result: xr.Dataset) -> go.Figure:
+    """Draws every expert's largest output: sorted with both thresholds, and by layer with the ratio criterion.
+
+    How to read it: see `READ`.
+
+    Args:
+        result: from `analysis.super_experts` or `super_experts_from_maxima`.
+    """
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        column_widths=[0.5, 0.5],
+        horizontal_spacing=0.07,
+        shared_yaxes=True,
+        subplot_titles=["all experts, largest first", "layer by layer"],
+    )
+    for trace in [*_thresholds(result), *_sorted(result)]:
+        figure.add_trace(trace, row=1, col=1)
+    for trace in _by_layer(result):
+        figure.add_trace(trace, row=1, col=2)
+    figure.update_xaxes(title_text="rank", row=1, col=1)
+    figure.update_xaxes(title_text="layer", showgrid=False, row=1, col=2)
+    figure.update_yaxes(type="log", exponentformat="power", row=1)
+    figure.update_yaxes(showticklabels=True, row=1, col=2)
+    figure.update_yaxes(title_text="largest |output|", row=1, col=1)
+    figure.update_layout(
+        template=template("light"),
+        height=420,
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.17, "yanchor": "top"},
+        margin_b=96,
+    )
+    align_titles(figure, 2)
+    return figure
+
+
+def _sorted(result: xr.Dataset) -> list[go.Scatter]:
+    rank, value = result["rank"].values.ravel(), result["absmax"].values.ravel()
+    seen = np.flatnonzero(~np.isnan(rank))
+    order = seen[np.argsort(rank[seen])]
+    layer = np.repeat(result["layer"].values, result.sizes["expert"])
+    expert = np.tile(result["expert"].values, result.sizes["layer"])
+    details = np.stack(
+        [layer, expert, result["ratio_to_median"].values.ravel(), result["robust_z"].values.ravel()], axis=-1
+    )
+    hover = (
+        "<b>L%{customdata[0]:.0f}E%{customdata[1]:.0f}</b>, rank %{x:.0f}<br>largest |output| %{y:.4g}<br>"
+        "%{customdata[2]:.2f} × its layer's median, robust z %{customdata[3]:.1f}<extra></extra>"
+    )
+    pooled, named = result["pooled"].values.ravel()[order], result["super"].values.ravel()[order]
+    traces = []
+    for kept, colour, name, size in (
+        (~pooled, GREY, "not pooled", 5),
+        (pooled & ~named, BLUE, "pooled", 6),
+        (named, ORANGE, "super expert by the rule", 10),
+    ):
+        places = order[kept]
+        traces.append(
+            go.Scatter(
+                x=rank[places],
+                y=value[places],
+                customdata=details[places],
+                mode="markers+text" if name.startswith("super") else "markers",
+                text=[f"L{layer[i]}E{expert[i]}" for i in places] if name.startswith("super") else None,
+                textposition="top right",
+                marker={"color": colour, "size": size, "opacity": 0.85, "line": {"width": 0}},
+                name=name,
+                legendgroup=name,
+                hovertemplate=hover,
+            )
+        )
+    return traces
+
+
+def _by_layer(result: xr.Dataset) -> list[go.Scatter]:
+    layers = result["layer"].values
+    value = result["absmax"].values
+    row, expert = np.nonzero(~np.isnan(value))
+    named = result["super"].values[row, expert]
+    details = np.stack(
+        [expert, result["ratio_to_median"].values[row, expert], result["robust_z"].values[row, expert]], axis=-1
+    )
+    dots = go.Scatter(
+        x=layers[row],
+        y=value[row, expert],
+        customdata=details,
+        mode="markers",
+        marker={
+            "color": np.where(named, ORANGE, BLUE),
+            "size": np.where(named, 10, 5),
+            "opacity": 0.7,
+            "line": {"width": 0},
+        },
+        showlegend=False,
+        name="expert",
+        hovertemplate=(
+            "<b>L%{x}E%{customdata[0]:.0f}</b><br>largest |output| %{y:.4g}<br>%{customdata[1]:.2f} × its layer's "
+            "median, robust z %{customdata[2]:.1f}<extra></extra>"
+        ),
+    )
+    bar = go.Scatter(
+        x=layers,
+        y=result["layer_median"].values * float(result.attrs["ratio"]),
+        mode="markers",
+        marker={"symbol": "line-ew", "size": 16, "line": {"width": 2.5, "color": ORANGE}},
+        name=f"{result.attrs['ratio']:g} × layer median",
+        hovertemplate="layer %{x}<br>"
+        + f"{result.attrs['ratio']:g} × the layer's median: "
+        + "%{y:.4g}<extra></extra>",
+    )
+    residual = go.Scatter(
+        x=layers,
+        y=result["massive"].values,
+        mode="lines+markers",
+        line={"color": GREY, "width": 1.5, "dash": "dot"},
+        marker={"size": 4, "color": GREY},
+        name="residual stream",
+        hovertemplate="layer %{x}<br>largest |residual| after it: %{y:.4g}<extra></extra>",
+    )
+    return [dots, bar] if np.isnan(result["massive"].values).all() else [dots, bar, residual]
+
+
+def _thresholds(result: xr.Dataset) -> list[go.Scatter]:
+    """Both lines of the published rule. Traces, because plotly places a shape's label wrongly on a logarithmic axis."""
+    ends = [1, max(2, int(np.nanmax(result["rank"].values, initial=2)))]
+    lines = [
+        ("99.5th percentile", float(result["percentile"]), "dash"),
+        ("largest / 10", float(result["tenth"]), "dot"),
+    ]
+    return [
+        go.Scatter(
+            x=ends,
+            y=[value, value],
+            mode="lines",
+            line={"color": ORANGE, "width": 1.4, "dash": dash},
+            name=f"{name}: {value:.3g}",
+            hovertemplate=f"{name}: {value:.4g}<extra></extra>",
+        )
+        for name, value, dash in lines
+        if value > 0  # the released code's floor division may give 0, which a logarithmic axis cannot show
+    ]

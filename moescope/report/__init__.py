@@ -1,0 +1,22 @@
+"""The report: one HTML file that says what a model does with its experts, and works without a network.
+
+>>> from moescope import report
+>>> report.write(store, "report.html")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moescope.report.page import render, write
+
+__all__ = ["render", "write"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from moescope.report import page
+
+    return getattr(page, name)
