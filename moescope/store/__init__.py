@@ -17,8 +17,8 @@ The folder (format version 1; every file is plain Parquet or JSON):
     {documents,vocabulary,outliers,hidden_outliers}.parquet     the same for all shards, once the capture is complete
     aggregates/                       caches; may be deleted
 
-Routing at k = 8 of 64 takes 26.1 bytes a token and layer with bfloat16 weights (ids 5.8, weights 11.1, the three float32
-summaries 9.3) and 43.4 with float32 weights, all of it lossless (1M Zipf-like tokens x 4 layers).
+Routing at k = 8 of 64 takes 26.1 bytes a token and layer with bfloat16 weights (ids 5.8, weights 11.1, the three
+float32 summaries 9.3) and 43.4 with float32 weights, all of it lossless (1M Zipf-like tokens x 4 layers).
 """
 
 from __future__ import annotations

@@ -185,8 +185,8 @@ def site_tables(manifest: Manifest, batches: Sequence[Batch]) -> dict[str, pa.Ta
 def parquet_options(name: str, table: pa.Table, manifest: Manifest) -> dict[str, Any]:
     """How one file of a shard is encoded (STORE.md): no dictionary and no statistics on fixed-width columns.
 
-    The three float32 summaries are byte-stream-split, which every reader knows for this type: 9.3 instead of 10.1 bytes.
-    float16 would take 4.6, but round logsumexp to 1 part in 2000 and small margins to a few bits.
+    The three float32 summaries are byte-stream-split, which every reader knows for this type: 9.3 instead of 10.1
+    bytes. float16 would take 4.6, but round logsumexp to 1 part in 2000 and small margins to a few bits.
     """
     if name == "tokens":
         return {"use_dictionary": ["phase"]}

@@ -45,7 +45,7 @@ def captures(draw):
     return manifest, made_batches(manifest, n_batches, rows, draw(st.integers(0, 1000)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(captures())
 def test_batches_come_back_bit_for_bit(capture):
     manifest, batches = capture
