@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from . import old_style
 from .families import ZOO
 from .family import Family
 
@@ -94,18 +95,19 @@ def inputs(
 
 def _construct(family: Family, dtype: torch.dtype, seed: int) -> PreTrainedModel:
     """Constructs the model with memory that transformers leaves uninitialised set to NaN, so that `_fill` sees it."""
-    model_class: Any = getattr(transformers, family.model)
+    model_class: Any = getattr(old_style, family.model, None) or getattr(transformers, family.model)
     config = model_class.config_class(**family.config)
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = True
+        memory.fill_uninitialized_memory = True
         try:
             model = model_class._from_config(config, dtype=dtype)
         finally:
             torch.use_deterministic_algorithms(before[0])
-            torch.utils.deterministic.fill_uninitialized_memory = before[1]
+            memory.fill_uninitialized_memory = before[1]
     return model.eval().requires_grad_(False)
 
 
@@ -124,11 +126,11 @@ def _fill(model: PreTrainedModel, family: Family, seed: int) -> None:
             _fill_hash_table(tensor, model, generator)
             continue
         noise = torch.randn(tensor.shape, generator=generator)
-        if not torch.isfinite(tensor).all():
-            tensor.copy_(noise / math.sqrt(tensor.shape[-1]))
-        elif leaf in SELECTION:
+        if leaf in SELECTION:
             # A softmax over eight experts spreads less than eight sigmoids do.
             tensor.copy_((0.05 if family.routing.score == "softmax" else 0.15) * noise)
+        elif not torch.isfinite(tensor).all():
+            tensor.copy_(noise / math.sqrt(tensor.shape[-1]))
         elif not tensor.any():
             tensor.copy_(noise / math.sqrt(tensor.shape[-1]) if tensor.ndim > 1 else 0.1 * noise)
         elif (tensor == 1).all():

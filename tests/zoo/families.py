@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import families_composite, families_sigmoid, families_softmax, families_undispatched, variants
+from . import families_composite, families_sigmoid, families_softmax, families_undispatched, old_style, variants
 from .family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -11,4 +11,5 @@ FAMILIES: dict[str, Family] = {
     for row in module.ROWS
 }
 VARIANTS: dict[str, Family] = {row.name: row for row in variants.ROWS}
-ZOO: dict[str, Family] = FAMILIES | VARIANTS
+OLD_STYLE: dict[str, Family] = {row.name: row for row in old_style.ROWS}
+ZOO: dict[str, Family] = FAMILIES | VARIANTS | OLD_STYLE

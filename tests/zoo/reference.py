@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from .families import ZOO
 from .family import Family
-from .reference_experts import expert, shared_mlp
+from .reference_experts import affine, expert, gated_mlp
 from .reference_routing import ROUTES, Run, Site
 from .reference_special import ROUTES as SPECIAL_ROUTES
 
@@ -135,12 +135,24 @@ def record(model: PreTrainedModel, family: Family, inputs: dict[str, Tensor]) ->
     ]
 
 
+def _old_shared(block: Any, x: Tensor) -> Tensor:
+    """The shared expert of an old-style block: gated in Qwen2-MoE, plain in DeepSeek, none in Mixtral."""
+    if hasattr(block, "shared_expert"):
+        return torch.sigmoid(affine(block.shared_expert_gate, x)) * gated_mlp(block.shared_expert, x)
+    return gated_mlp(block.shared_experts, x) if hasattr(block, "shared_experts") else torch.zeros_like(x)
+
+
 def _routed_alone(site: Site) -> Site:
     """Takes what is not the routed experts' own out of what was recorded, where the hooks could not stand closer."""
     match site.family.experts.kind:
         case "rank_one":  # doge: the block adds its own dense MLP
-            dense = torch.stack([shared_mlp(site.block, x) for x in site.expert_input])
-            site.experts_output = site.experts_output - dense
+            site.experts_output = site.experts_output - torch.stack(
+                [gated_mlp(site.block, x) for x in site.expert_input]
+            )
+        case "module_list":
+            site.experts_output = site.experts_output - torch.stack(
+                [_old_shared(site.block, x) for x in site.expert_input]
+            )
         case "packed":  # jetmoe: the block adds a bias
             site.experts_output = site.experts_output - site.block.bias.double()
     if site.family.experts.weight_on == "input":

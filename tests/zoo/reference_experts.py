@@ -94,10 +94,11 @@ def _dense(math: ExpertMath, experts: Any, index: int, config: Any) -> Expert:
     """Experts in a ModuleDict, two linears each (switch_transformers: wi, wo; nllb_moe: fc1, fc2 with biases)."""
     module = experts[f"expert_{index}"]
     first, second = (module.wi, module.wo) if hasattr(module, "wi") else (module.fc1, module.fc2)
-    return lambda x: _affine(second, ACTIVATIONS[math.activation](_affine(first, x)))
+    return lambda x: affine(second, ACTIVATIONS[math.activation](affine(first, x)))
 
 
-def _affine(linear: nn.Linear, x: Tensor) -> Tensor:
+def affine(linear: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer with its bias, if any, in float64."""
     out = linear.weight.double() @ x
     return out if linear.bias is None else out + linear.bias.double()
 
@@ -116,9 +117,16 @@ def _rank_one(math: ExpertMath, experts: Any, index: int, config: Any) -> Expert
     return lambda x: ACTIVATIONS[math.activation](down @ x) * up
 
 
-def shared_mlp(block: Any, x: Tensor) -> Tensor:
-    """doge: the block's own dense MLP."""
-    return _affine(block.down_proj, silu(_affine(block.gate_proj, x)) * _affine(block.up_proj, x))
+def _module_list(math: ExpertMath, experts: Any, index: int, config: Any) -> Expert:
+    """Experts before transformers 5: one module each, in a list on the block."""
+    return lambda x: gated_mlp(experts.experts[index], x)
+
+
+def gated_mlp(module: Any, x: Tensor) -> Tensor:
+    """down(silu(gate x) * up x), whichever names a module has for the three linears."""
+    names = ("w1", "w3", "w2") if hasattr(module, "w1") else ("gate_proj", "up_proj", "down_proj")
+    gate, up, down = (getattr(module, name) for name in names)
+    return affine(down, silu(affine(gate, x)) * affine(up, x))
 
 
 def _packed(math: ExpertMath, experts: Any, index: int, config: Any) -> Expert:
@@ -143,5 +151,6 @@ SPECIAL: dict[str, Callable[[ExpertMath, Any, int, Any], Expert]] = {
     "flat": _flat,
     "rank_one": _rank_one,
     "packed": _packed,
+    "module_list": _module_list,
     "with_identities": _with_identities,
 }

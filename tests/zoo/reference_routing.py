@@ -198,7 +198,9 @@ def _divided_by_k(site: Site, run: Run) -> list[Choice]:
 def _p_norm(site: Site, run: Run) -> list[Choice]:
     """dbrx: the selected softmax scores are divided by their p-norm, if config names a p."""
     choices, p = standard(site, run), site.config.ffn_config.moe_normalize_expert_weights
-    for choice in choices if p is not None else []:
+    if p is None:
+        return choices
+    for choice in choices:
         total = sum(abs(w) ** p for w in choice.weights) ** (1 / p)
         choice.weights = [w / total for w in choice.weights]
     return choices
