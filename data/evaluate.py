@@ -9,6 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from . import generate
-from .mixture import token_counts
+from .mixture import PHASES, token_counts
 
 THREADS = 2
 PERMUTATIONS = 1000
@@ -219,7 +220,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(THREADS)
     stored = json.loads((folder / "figures.json").read_text())
     print("counting the training tokens again", flush=True)
-    counts = token_counts(load(folder)[1], stored["training"]["seed"], stored["training"]["steps"])
+    phases = [replace(phase, steps=n) for phase, n in zip(PHASES, stored["training"]["steps"], strict=True)]
+    counts = token_counts(load(folder)[1], phases)
     measured = evaluate(folder, counts)
     different = [name for name, value in measured.items() if stored[name] != value]
     for name in different:

@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 
 from .grammars import arithmetic, facts, german, python_code, records, spanish, stories
@@ -58,20 +59,25 @@ def document(domain: str, split: str, number: int) -> Document:
     return Document(GRAMMARS[domain](random.Random(name), split != "train"), domain, name)
 
 
-def documents(domain: str, split: str, count: int) -> Iterator[Document]:
-    """The first `count` documents of a split."""
-    return (document(domain, split, number) for number in range(count))
+def documents(domain: str, split: str, number: int) -> Iterator[Document]:
+    """The first `number` documents of a split."""
+    return (document(domain, split, at) for at in range(number))
 
 
 def demo_corpus() -> list[dict]:
     """The shipped corpus: held-out documents of every domain (the facts are those that were trained)."""
-    return [vars(d) for domain, count in DEMO.items() for d in documents(domain, "demo", count)]
+    return [vars(d) for domain, number in DEMO.items() for d in documents(domain, "demo", number)]
 
 
 def retain_set() -> list[dict]:
-    """Held-out documents of every domain but the facts."""
+    """Held-out documents of every domain but the facts, none of them in `demo_corpus`."""
+    shown = {row["text"] for row in demo_corpus()}
     names = [name for name in DOMAINS if name != "facts"]
-    return [vars(d) for name in names for d in documents(name, "retain", RETAIN_PER_DOMAIN)]
+    found: list[dict] = []
+    for name in names:
+        drawn = (document(name, "retain", at) for at in count())
+        found += [vars(d) for d in islice((d for d in drawn if d.text not in shown), RETAIN_PER_DOMAIN)]
+    return found
 
 
 def fact_set() -> list[dict]:

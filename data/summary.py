@@ -38,7 +38,7 @@ def tables(figures: dict) -> str:
         f"| smallest and largest share of a layer's selections | {load['smallest_share']:.2%}, "
         f"{load['largest_share']:.2%} (even: 6.25 %) |",
         f"| parameters | {figures['parameters']:,} in {figures['weights_bytes']:,} bytes |",
-        f"| trained | {training['steps']:,} steps, {training['tokens']:,} tokens, seed {training['seed']} |",
+        f"| trained | {' + '.join(map(str, training['steps']))} steps, {training['tokens']:,} tokens |",
         f"| time, evaluation included | {seconds['wall'] / 60:.1f} minutes of wall clock, "
         f"{seconds['cpu'] / 60:.1f} CPU minutes on two threads |",
     ]

@@ -9,7 +9,8 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,12 +18,11 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from . import evaluate, generate, sorted_experts
-from .mixture import BATCH, CONTEXT, contexts, no_counts
+from .mixture import BATCH, CONTEXT, PHASES, Phase, contexts, no_counts
 from .tokenizer import VOCABULARY, train_tokenizer
 
 THREADS = 2
 SEED = 20
-STEPS = 2200
 WARMUP = 60
 PEAK_RATE = 3e-3
 FINAL_RATE = 1e-4
@@ -65,11 +65,11 @@ def balance_loss(router_logits: tuple[torch.Tensor, ...], top_k: int) -> torch.T
     return torch.stack(losses).mean()
 
 
-def rate(step: int, steps: int) -> float:
-    """Learning rate: linear warm-up, then a cosine down to `FINAL_RATE`."""
+def rate(step: int, decay: int) -> float:
+    """Learning rate: linear warm-up, then a cosine that reaches `FINAL_RATE` at step `decay`."""
     if step < WARMUP:
         return PEAK_RATE * (step + 1) / WARMUP
-    progress = (step - WARMUP) / max(1, steps - WARMUP)
+    progress = (step - WARMUP) / max(1, decay - WARMUP)
     return FINAL_RATE + (PEAK_RATE - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -80,14 +80,15 @@ def parameter_groups(model: torch.nn.Module) -> list[dict]:
     return [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def fit(model, batches: Iterator[list[int]], steps: int, started: float) -> None:
-    """Trains `model` in place for `steps` steps, with a progress line every 25."""
+def fit(model, batches: Iterator[list[int]], phase: Phase) -> None:
+    """Trains `model` in place for one phase, with a fresh optimiser and a progress line every 25 steps."""
+    started, steps = time.monotonic(), phase.steps
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
     model.train()
     shown = 0.0
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps)
+            group["lr"] = rate(step, phase.decay)
         ids = torch.tensor([next(batches) for _ in range(BATCH)])
         out = model(input_ids=ids, use_cache=False, output_router_logits=True)
         loss = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
@@ -115,7 +116,7 @@ def save(model, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def train(out: Path, steps: int, seed: int) -> None:
+def train(out: Path, phases: Sequence[Phase]) -> None:
     """Trains, stores and evaluates the model; see the module's text."""
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
@@ -124,16 +125,17 @@ def train(out: Path, steps: int, seed: int) -> None:
     started, started_cpu = time.monotonic(), time.process_time()
     texts = (d.text for name in generate.DOMAINS for d in generate.documents(name, "train", TOKENIZER_DOCUMENTS))
     tokenizer = train_tokenizer(texts, CONTEXT)
-    torch.manual_seed(seed)
+    torch.manual_seed(SEED)
     model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**CONFIG))
     sorted_experts.use(model)
     counts = no_counts()
-    fit(model, contexts(tokenizer, seed, counts), steps, started)
+    for number, phase in enumerate(phases, 1):
+        print(f"phase {number} of {len(phases)}", flush=True)
+        fit(model, contexts(tokenizer, phase, counts), phase)
     save(model, tokenizer, out)
     run = {
-        "steps": steps,
-        "seed": seed,
-        "tokens": steps * BATCH * CONTEXT,
+        "steps": [phase.steps for phase in phases],
+        "tokens": sum(phase.steps for phase in phases) * BATCH * CONTEXT,
         "tokens_per_domain": {name: int(count.sum()) for name, count in counts.items()},
     }
     figures = evaluate.evaluate(out, counts)
@@ -147,10 +149,10 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m moescope.data.train", description="Train tiny-qwen-moe.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model, tokenizer and figures into")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps (default {STEPS})")
-    parser.add_argument("--seed", type=int, default=SEED, help=f"seed of weights and mixture (default {SEED})")
+    parser.add_argument("--short", type=int, metavar="N", help="only N steps of each phase, to see that it runs")
     parsed = parser.parse_args(arguments)
-    train(parsed.out, parsed.steps, parsed.seed)
+    phases = [replace(phase, steps=min(phase.steps, parsed.short or phase.steps)) for phase in PHASES]
+    train(parsed.out, phases)
 
 
 if __name__ == "__main__":

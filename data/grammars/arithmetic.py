@@ -13,17 +13,25 @@ THINK, END_THINK = "<think>", "</think>"
 #: One expression in this many is held out.
 HELDOUT_SHARE = 8
 #: Numbers of operations, as often as they stand here.
-OPERATIONS = (2, 2, 3, 3, 3, 4)
-#: Partial results stay between 0 and this.
-LARGEST = 99
+OPERATIONS = (2, 2, 3, 3, 4)
 
-QUESTIONS = (
-    "What is {e}?",
-    "Compute {e}.",
-    "Calculate {e}.",
-    "How much is {e}?",
-    "Please work out {e}.",
-)
+
+@dataclass(frozen=True)
+class Level:
+    """How hard a problem is: numbers up to `operand`, the first up to `first`, no total above `total`."""
+
+    first: int
+    operand: int
+    total: int
+
+
+LEVELS = {"easy": Level(9, 9, 20), "medium": Level(60, 9, 99), "hard": Level(60, 40, 99)}
+#: Levels, as often as they stand here.
+MIXTURE = ("easy",) * 7 + ("medium",) * 2 + ("hard",)
+
+QUESTIONS = ("What is {e}?", "Compute {e}.", "Calculate {e}.")
+#: Share of problems told as a story.
+STORIES = 0.25
 NAMES = "Ada Bea Carl Dora Emil Fay Gus Hans Ida Jon Kim Lea Max Nils Ora Pete Quin Rosa Sam Tess".split()
 GOODS = "apples pears stamps marbles coins books cards shells pencils tickets eggs stones".split()
 
@@ -33,9 +41,9 @@ class Problem:
     """A problem with its worked solution.
 
     Attributes:
-        expression: The canonical expression, e.g. `7 + 15 * 3 - 4`.
+        expression: The canonical expression, e.g. `7 * 3 + 15 - 4`.
         question: The question as it is asked.
-        steps: Each step as `15 * 3 = 45`, products first, then from left to right.
+        steps: Each step as `15 + 3 = 18`, from left to right.
         answer: The final number, as text.
     """
 
@@ -53,19 +61,16 @@ class Problem:
         return f"{self.prompt} {THINK} {'; '.join(self.steps)} {END_THINK} {self.answer}"
 
 
-def solve(numbers: list[int], operators: list[str]) -> tuple[list[str], int] | None:
-    """Steps and result, products before sums, from left to right; None where a partial result leaves the range."""
-    numbers, operators, steps = list(numbers), list(operators), []
-    while operators:
-        at = operators.index("*") if "*" in operators else 0
-        left, operator, right = numbers[at], operators[at], numbers[at + 1]
-        value = {"*": left * right, "+": left + right, "-": left - right}[operator]
-        if not 0 <= value <= LARGEST:
+def solve(numbers: list[int], operators: list[str], largest: int) -> tuple[list[str], int] | None:
+    """Steps and result from left to right; None where a total leaves 0 to `largest`."""
+    total, steps = numbers[0], []
+    for operator, number in zip(operators, numbers[1:], strict=True):
+        value = {"*": total * number, "+": total + number, "-": total - number}[operator]
+        if not 0 <= value <= largest:
             return None
-        steps.append(f"{left} {operator} {right} = {value}")
-        numbers[at : at + 2] = [value]
-        del operators[at]
-    return steps, numbers[0]
+        steps.append(f"{total} {operator} {number} = {value}")
+        total = value
+    return steps, total
 
 
 def is_heldout(expression: str) -> bool:
@@ -74,29 +79,31 @@ def is_heldout(expression: str) -> bool:
 
 
 def wording(rng: random.Random, numbers: list[int], operators: list[str], expression: str) -> str:
-    """The question: the bare expression, or for `a + b * c` and `a - b * c` (and one more term) a small story."""
-    story = operators[:2] in (["+", "*"], ["-", "*"]) and len(operators) <= 3 and operators[2:] != ["*"]
-    if not story or rng.random() < 0.4:
+    """The question: the bare expression, or a small story that tells it in the same order."""
+    if rng.random() >= STORIES:
         return rng.choice(QUESTIONS).format(e=expression)
     name, goods = rng.choice(NAMES), rng.choice(GOODS)
-    move = "gets" if operators[0] == "+" else "gives away"
-    parts = [f"{name} has {numbers[0]} {goods} and {move} {numbers[1]} bags of {numbers[2]}."]
-    if len(operators) == 3:
-        verb = "finds" if operators[2] == "+" else "loses"
-        parts.append(f"Then {name} {verb} {numbers[3]}.")
-    return " ".join([*parts, f"How many {goods} are there now?"])
+    told = list(zip(operators, numbers[1:], strict=True))
+    if operators[0] == "*":
+        begin = f"{name} has {numbers[0]} bags of {numbers[1]} {goods}"
+        told = told[1:]
+    else:
+        begin = f"{name} has {numbers[0]} {goods}"
+    moves = [f"{'finds' if operator == '+' else 'loses'} {number}" for operator, number in told]
+    return f"{begin}, {' and '.join(moves)}. How many {goods} are there now?"
 
 
 def problem(rng: random.Random, heldout: bool) -> Problem:
-    """One problem from the training or the held-out expressions."""
+    """One problem from the training or the held-out expressions; a product can only stand first."""
     while True:
+        level = LEVELS[rng.choice(MIXTURE)]
         count = rng.choice(OPERATIONS)
-        operators = [rng.choice("++-*") for _ in range(count)]
-        numbers = [rng.randint(2, 60) for _ in range(count + 1)]
-        for at, operator in enumerate(operators):
-            if operator == "*":
-                numbers[at], numbers[at + 1] = rng.randint(2, 9), rng.randint(2, 9)
-        solved = solve(numbers, operators)
+        operators = [rng.choice("+-") for _ in range(count)]
+        numbers = [rng.randint(1, level.first)] + [rng.randint(1, level.operand) for _ in range(count)]
+        if rng.random() < 0.3:
+            operators[0] = "*"
+            numbers[:2] = [rng.randint(2, 9), rng.randint(2, 9)]
+        solved = solve(numbers, operators, level.total)
         expression = " ".join([str(numbers[0])] + [f"{o} {n}" for o, n in zip(operators, numbers[1:], strict=True)])
         if solved is not None and is_heldout(expression) == heldout:
             steps, value = solved
@@ -104,5 +111,5 @@ def problem(rng: random.Random, heldout: bool) -> Problem:
 
 
 def document(rng: random.Random, heldout: bool) -> str:
-    """One to three problems; most documents hold one."""
-    return "\n\n".join(problem(rng, heldout).text for _ in range(rng.choice((1, 1, 1, 2, 3))))
+    """One to four problems."""
+    return "\n\n".join(problem(rng, heldout).text for _ in range(rng.choice((1, 1, 2, 3, 4))))
