@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from moescope.hooks.loading import load_config, model_class
-from moescope.hooks.sites import Site, active_parameters, discover
 
 from moescope.errors import MoescopeError
+from moescope.hooks.loading import load_config, model_class
+from moescope.hooks.sites import Site, active_parameters, discover
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import torch
-from moescope.hooks.aliases import ALIASES, BUNDLED
-from moescope.hooks.model import Model
 
 from moescope.errors import MoescopeError
+from moescope.hooks.aliases import ALIASES, BUNDLED
+from moescope.hooks.model import Model
 
 
 def load(

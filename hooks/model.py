@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
+
 from moescope.hooks.selfcheck import Dtypes, SelfCheck, self_check
 from moescope.hooks.semantics import Semantics
 from moescope.hooks.sites import Site, active_parameters, discover
-from torch import nn
 
 CHECK_SHAPE = (4, 64)  # sequences x tokens of the self-check: enough rows to tell routing rules apart, cheap anywhere
 
@@ -34,7 +35,8 @@ class Model:
         self.name = name
         self.revision = revision
         declared = discover(hf)
-        self.check: SelfCheck = self_check(hf, declared, self._check_forward)
+        batch = self._check_batch()
+        self.check: SelfCheck = self_check(hf, declared, lambda: self._check_forward(batch), batch.numel())
         self.sites: list[Site] = [check.site for check in self.check.sites]
         self.semantics: dict[str, Semantics] = {check.site.key: check.semantics for check in self.check.sites}
         self.dtypes: dict[str, Dtypes] = {check.site.key: check.dtypes for check in self.check.sites}
@@ -112,12 +114,14 @@ class Model:
     def _parameters(self) -> set[str]:
         return set(inspect.signature(self.hf.forward).parameters)
 
-    def _check_forward(self) -> torch.Tensor:
+    def _check_batch(self) -> torch.Tensor:
+        """The self-check's token ids: any tokens do, as long as they are the same every time."""
         n_words = self.hf.get_input_embeddings().weight.shape[0]
-        generator = torch.Generator().manual_seed(0)
         batch, length = CHECK_SHAPE
         shape = (batch, min(length, self.max_positions or length))
-        ids = torch.randint(0, n_words, shape, generator=generator).to(self.device)
+        return torch.randint(0, n_words, shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+
+    def _check_forward(self, ids: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return self.forward(ids, torch.ones_like(ids)).clone()
 

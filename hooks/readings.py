@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+
 from moescope.hooks.semantics import Semantics
 
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+
+from moescope.errors import RefusedError
 from moescope.hooks.readings import SiteReading
 from moescope.hooks.semantics import Semantics, infer
 from moescope.hooks.sites import Site
 from moescope.hooks.taps import LinearWatch, Tap, Want, experts_arguments, override_forward
-from torch import nn
-
-from moescope.errors import RefusedError
 
 Forward = Callable[[], torch.Tensor]
 REBUILD_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -85,28 +85,31 @@ class _Seen:
         return self.ids is not None and self.ids.numel() > 0
 
 
-def self_check(model: nn.Module, sites: list[Site], forward: Forward) -> SelfCheck:
+def self_check(model: nn.Module, sites: list[Site], forward: Forward, positions: int) -> SelfCheck:
     """Probe, interpret and verify every site of a model.
 
     Args:
         model: the transformers model.
         sites: from `discover`.
         forward: runs the model on one fixed batch and gives its logits.
+        positions: batch size times length of that batch.
 
     Raises:
         RefusedError: a site cannot be read faithfully; the message says which and why.
     """
     before = forward()
+    if not torch.equal(before, forward()):
+        raise RefusedError(
+            "Two plain runs of this model differ (it draws random numbers?); what ran cannot be compared."
+        )
     seen = _probe(model, sites, forward)
     running = [site for site in sites if seen[site.key].saw_tokens]
     if not running:
         raise RefusedError("No MoE layer ran on a batch of text; there is nothing to capture.")
     semantics = {site.key: _interpret(model, site, seen[site.key]) for site in running}
-    logits, readings, note = _tapped(model, running, semantics, forward)
+    logits, readings, note = _tapped(model, running, semantics, forward, positions)
     if not torch.equal(before, logits):
-        again = forward()
-        why = "differ under capture" if torch.equal(before, again) else "differ between two plain runs (is it random?)"
-        raise RefusedError(f"The model's logits {why} (largest difference {(before - logits).abs().max():.3g}).")
+        raise RefusedError(f"The logits differ under capture (by up to {(before - logits).abs().max():.3g}).")
     checks = [_verify(site, semantics[site.key], seen[site.key], readings[site.key], note) for site in running]
     return SelfCheck(checks, True, [site.experts for site in sites if site not in running])
 
@@ -164,17 +167,17 @@ def _interpret(model: nn.Module, site: Site, seen: _Seen) -> Semantics:
 
 
 def _tapped(
-    model: nn.Module, sites: list[Site], semantics: dict[str, Semantics], forward: Forward
+    model: nn.Module, sites: list[Site], semantics: dict[str, Semantics], forward: Forward, positions: int
 ) -> tuple[torch.Tensor, dict[str, SiteReading], str]:
     """Run once more under the taps that a capture would use, with expert outputs if they can be observed."""
     try:
         with Tap(model, sites, semantics, Want(logits=True, experts=True, outliers=True, vectors=True)) as tap:
-            tap.begin()
+            tap.begin(positions)
             logits = forward()
             return logits, tap.take().sites, ""
     except RefusedError as refusal:
         with Tap(model, sites, semantics, Want(logits=True)) as tap:
-            tap.begin()
+            tap.begin(positions)
             logits = forward()
             return logits, tap.take().sites, str(refusal)
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 import torch
-from moescope.hooks.sites import Site
 from torch import nn
+
+from moescope.hooks.sites import Site
 
 SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "softmax": lambda logits: logits.softmax(-1),

@@ -168,10 +168,12 @@ def _with_unique_keys(sites: list[Site]) -> list[Site]:
 
 def _why_nothing(model: nn.Module, routers: set[str]) -> str:
     name = type(model).__name__
-    if routers:
+    experts = [path for path, _ in model.named_modules() if path.rpartition(".")[2] == "experts"]
+    found = sorted(routers) or experts
+    if found:
         return (
-            f"{name} has routers ({min(routers)}, …) but its experts are not dispatched through transformers' experts "
-            "interface; this family is not captured yet, rather than captured wrongly."
+            f"{name} has Mixture-of-Experts parts ({found[0]}, …) but its experts are not dispatched through "
+            "transformers' experts interface; it is not captured yet, rather than captured wrongly."
         )
     return f"{name} is a dense model: it has no Mixture-of-Experts layer. `moescope models` lists models that do."
 

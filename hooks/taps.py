@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from moescope.hooks.readings import Reading, SiteReading, expert_maxima, hidden_maximum, rank_and_summarise
-from moescope.hooks.semantics import Semantics
-from moescope.hooks.sites import Site
-from moescope.hooks.tracer import trace_weights
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from moescope.errors import RefusedError
+from moescope.hooks.readings import Reading, SiteReading, expert_maxima, hidden_maximum, rank_and_summarise
+from moescope.hooks.semantics import Semantics
+from moescope.hooks.sites import Site
+from moescope.hooks.tracer import trace_weights
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Tap:
         self._semantics = semantics
         self._want = want
         self._undo: list[Callable[[], None]] = []
+        self._positions = 0
         self._rows: torch.Tensor | None = None
         self._reading = Reading({}, {})
 
@@ -85,9 +86,14 @@ class Tap:
         while self._undo:
             self._undo.pop()()
 
-    def begin(self, rows: torch.Tensor | None = None) -> None:
-        """Start a forward pass. ``rows`` [N] are the flat positions of its real tokens; None means all of them."""
-        self._rows = rows
+    def begin(self, positions: int, rows: torch.Tensor | None = None) -> None:
+        """Start a forward pass.
+
+        Args:
+            positions: batch size times padded length.
+            rows: flat positions [N] of the real tokens; None means all of them.
+        """
+        self._positions, self._rows = positions, rows
         self._reading = Reading({}, {})
 
     def take(self) -> Reading:
@@ -103,7 +109,16 @@ class Tap:
         return reading
 
     def real(self, values: torch.Tensor) -> torch.Tensor:
-        """A copy of the rows of real tokens: the model may still change its own tensor in place."""
+        """A copy of the rows of real tokens: the model may still change its own tensor in place.
+
+        Raises:
+            RefusedError: the rows are not one for each position of the batch, so they cannot be told apart.
+        """
+        if len(values) != self._positions:
+            raise RefusedError(
+                f"A site saw {len(values)} rows in a batch of {self._positions} positions (tokens of another modality, "
+                "a canvas?); its rows cannot be matched with tokens."
+            )
         return values.detach().clone() if self._rows is None else values.detach().index_select(0, self._rows)
 
     def keep(self, site: Site, reading: SiteReading) -> None:
@@ -130,7 +145,8 @@ class Tap:
     def _after_layer(self, index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
-            self._reading.hidden[index] = hidden_maximum(self.real(hidden.reshape(-1, hidden.shape[-1])))
+            # deepseek_v4 carries several residual streams, [B, S, streams, H]: one row for each token all the same.
+            self._reading.hidden[index] = hidden_maximum(self.real(hidden.reshape(self._positions, -1)))
 
         return hook
 
