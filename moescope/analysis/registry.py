@@ -83,7 +83,12 @@ ANALYSES: dict[str, Analysis] = {
             help="Which experts specialise in which label, beyond the luck of which documents were read?",
             parameters=(
                 Parameter("by", str, None, "the document label (default: the store's first)"),
-                Parameter("permutations", int, 1000, "random dealings of labels over documents"),
+                Parameter(
+                    "permutations",
+                    int,
+                    None,
+                    "random dealings of labels over documents (default: enough for the tests)",
+                ),
                 Parameter(
                     "alternative", str, "greater", "test for preference, or either way", ("greater", "two-sided")
                 ),

@@ -37,7 +37,7 @@ NULL = (
 def npmi(
     store: Store,
     by: str | None = None,
-    permutations: int = 1000,
+    permutations: int | None = None,
     seed: int = 0,
     alternative: Alternative = "greater",
     correction: Correction = "bh",
@@ -55,7 +55,9 @@ def npmi(
     Args:
         store: an open store with the routing tier.
         by: the document label; the store's first if None.
-        permutations: random dealings of labels over documents.
+        permutations: random dealings of labels over documents; 0 for values alone. By default as many as it takes for a
+            single true discovery to reach q <= 0.05, at least 1000, at most 20000, fewer where a large store would make
+            that slow; `attrs["permutations"]` says how many.
         seed: of the dealings.
         alternative: "greater" tests for preference; "two-sided" for preference or avoidance (twice the smaller tail).
         correction: "bh" Benjamini-Hochberg, "by" Benjamini-Yekutieli (any dependence, stricter).
@@ -103,7 +105,7 @@ def npmi_from_documents(
     labels: Sequence[str],
     layers: Sequence[int] | None = None,
     top_k: int | None = None,
-    permutations: int = 1000,
+    permutations: int | None = None,
     seed: int = 0,
     alternative: Alternative = "greater",
     correction: Correction = "bh",
@@ -204,24 +206,42 @@ def score(
     return np.where((label == 0) | (expert == 0), np.nan, np.clip(value, -1.0, 1.0))
 
 
+def enough_permutations(tests: int, pairs: int) -> int:
+    """Dealings that let one discovery among `tests` reach q <= 0.05, within what takes seconds.
+
+    The smallest p is 1 / (1 + dealings), and alone among m tests it has q = m p.
+
+    Args:
+        tests: cells that are tested together.
+        pairs: (document, layer, expert) pairs to sum in each dealing.
+    """
+    wanted = int(np.clip(tests / 0.05, 1000, 20_000))
+    # About a second per 1e9 sums and per 1e7 scores.
+    affordable = int(min(4e9 / max(pairs, 1), 5e7 / max(tests, 1)))
+    return max(1000, min(wanted, affordable))
+
+
 def _with_null(
     axis: LayerAxis,
     tables: list[PairCounts],
     tokens: np.ndarray,
     code: np.ndarray,
     labels: list[str],
-    test: tuple[int, int, Alternative, Correction],
+    test: tuple[int | None, int, Alternative, Correction],
     attrs: dict,
 ) -> xr.Dataset:
     permutations, seed, alternative, correction = test
     if alternative not in ("greater", "two-sided") or correction not in ("bh", "by"):
         raise MoescopeError('`alternative` is "greater" or "two-sided", `correction` is "bh" or "by".')
-    if permutations < 0:
+    if permutations is not None and permutations < 0:
         raise MoescopeError("`permutations` must be 0 (values without a null) or more.")
     documents = np.bincount(code, minlength=len(labels))
     size = np.bincount(code, weights=tokens, minlength=len(labels))
     counts = [table.by_label(code, len(labels)) for table in tables]
     observed = [score(joint, size, joint.sum(axis=1, keepdims=True), size.sum()) for joint in counts]
+    if permutations is None:
+        tests = sum(int((~np.isnan(values)).sum()) for values in observed)
+        permutations = enough_permutations(tests, sum(table.count.size for table in tables))
     attrs = attrs | {
         "permutations": permutations,
         "seed": seed,

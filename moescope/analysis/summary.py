@@ -42,7 +42,7 @@ class Finding:
 def findings(
     store: Store,
     by: str | None = None,
-    permutations: int = 1000,
+    permutations: int | None = None,
     seed: int = 0,
     results: dict[str, xr.Dataset | MoescopeError] | None = None,
 ) -> list[Finding]:
@@ -71,7 +71,7 @@ def findings(
 
 
 def first_results(
-    store: Store, by: str | None = None, permutations: int = 1000, seed: int = 0
+    store: Store, by: str | None = None, permutations: int | None = None, seed: int = 0
 ) -> dict[str, xr.Dataset | MoescopeError]:
     """The results behind the findings and the report; the reason in place of one this store does not allow."""
     ask = {

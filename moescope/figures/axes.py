@@ -36,7 +36,14 @@ def expert_axis(result: xr.Dataset, most: int = 16, **more: Any) -> dict[str, An
     """Settings of an x axis of expert numbers with at most `most` ticks."""
     widest = result.sizes["expert"]
     step = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 4096) if widest / step <= most)
-    return {"title": {"text": "expert"}, "tick0": 0, "dtick": step, "showgrid": False, "zeroline": False} | more
+    return {
+        "title": {"text": "expert"},
+        "tick0": 0,
+        "dtick": step,
+        "range": [-0.5, widest - 0.5],
+        "showgrid": False,
+        "zeroline": False,
+    } | more
 
 
 def align_titles(figure: go.Figure, count: int) -> None:
@@ -45,4 +52,4 @@ def align_titles(figure: go.Figure, count: int) -> None:
     for place, annotation in enumerate(layout.annotations[:count]):
         # Panels are numbered row by row; the first axis has no number.
         axis = layout[f"xaxis{place + 1}" if place else "xaxis"]
-        annotation.update(x=axis.domain[0], xanchor="left", font={"size": 13})
+        annotation.update(x=axis.domain[0], xanchor="left", align="left", font={"size": 13})

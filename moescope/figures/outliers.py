@@ -46,7 +46,7 @@ def super_experts(result: xr.Dataset) -> go.Figure:
         figure.add_trace(trace, row=1, col=2)
     figure.update_xaxes(title_text="rank", row=1, col=1)
     figure.update_xaxes(title_text="layer", showgrid=False, row=1, col=2)
-    figure.update_yaxes(type="log", exponentformat="power", row=1)
+    figure.update_yaxes(type="log", dtick=1, exponentformat="power", row=1)
     figure.update_yaxes(showticklabels=True, row=1, col=2)
     figure.update_yaxes(title_text="largest |output|", row=1, col=1)
     figure.update_layout(

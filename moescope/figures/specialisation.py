@@ -97,7 +97,7 @@ def npmi(
         },
     )
     align_titles(figure, len(chosen))
-    if len(chosen) < len(known):
+    if labels is None and len(chosen) < len(known):
         figure.add_annotation(
             text=f"{len(chosen)} of {len(known)} labels are drawn; name others with labels=",
             xref="paper",

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from moescope.store import Store
 
 
-def write(store: Store, path: str | Path, by: str | None = None, permutations: int = 1000, seed: int = 0) -> Path:
+def write(
+    store: Store, path: str | Path, by: str | None = None, permutations: int | None = None, seed: int = 0
+) -> Path:
     """Writes the report of a store as one HTML file that needs no network and no other file.
 
     Args:
@@ -67,7 +69,7 @@ def write(store: Store, path: str | Path, by: str | None = None, permutations: i
     return target
 
 
-def render(store: Store, by: str | None = None, permutations: int = 1000, seed: int = 0) -> str:
+def render(store: Store, by: str | None = None, permutations: int | None = None, seed: int = 0) -> str:
     """The report as a string of HTML; arguments as in `write`."""
     if not store.n_tokens:
         raise MoescopeError(f"{store.path} has no committed tokens yet: there is nothing to report.")

@@ -176,6 +176,7 @@ def outlier_rows(store: Store, result: xr.Dataset | MoescopeError) -> list[dict[
                 "rank": int(rank[row, expert]),
                 "name": f"L{int(result['layer'].values[row])}E{int(expert)}",
                 "token": words.get(token) if token >= 0 else None,
+                "token_id": token,
                 "document": int(cell["document"].item()),
                 "position": int(cell["position"].item()),
                 "null": float(result["z_null_p99"].values[row]),

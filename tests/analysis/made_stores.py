@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def write(
     starts = [int(group[0]) for group in groups] + [made.sequence.size]
     written: set[int] = set()
     with StoreWriter.create(path, manifest) as writer:
-        for first, last in zip(starts[:-1], starts[1:], strict=True):
+        for first, last in itertools.pairwise(starts):
             rows = slice(first, last)
             fresh = [int(d) for d in np.unique(made.document[rows]) if int(d) not in written]
             written.update(fresh)

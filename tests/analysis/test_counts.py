@@ -5,9 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.analysis.made_stores import random_truth, write
 from moescope.analysis import counts
 from moescope.errors import MoescopeError, StoreError
+from tests.analysis.made_stores import random_truth, write
 
 cases = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tests.analysis.made_stores import random_truth, write
 from moescope import analysis
 from moescope.analysis.loads import balance, balance_null
 from moescope.errors import MoescopeError
+from tests.analysis.made_stores import random_truth, write
 
 loads = arrays(np.int64, st.tuples(st.integers(1, 3), st.integers(1, 6)), elements=st.integers(0, 50))
 

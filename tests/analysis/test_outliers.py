@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.analysis.made_stores import random_truth, write
 from moescope import analysis
 from moescope.analysis.outliers import formed_depth, structural_cap
 from moescope.analysis.summary import outlier_finding
 from moescope.errors import MoescopeError
+from tests.analysis.made_stores import random_truth, write
 
 PUBLISHED = {(1, 68): 900.0, (2, 92): 3000.0, (3, 82): 5000.0}
 

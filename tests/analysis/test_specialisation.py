@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.analysis.made_stores import random_truth, write
 from moescope import analysis
-from moescope.analysis.specialisation import ONE_LABEL, score
+from moescope.analysis.specialisation import ONE_LABEL, enough_permutations, score
 from moescope.errors import MoescopeError
+from tests.analysis.made_stores import random_truth, write
 
 
 def made_counts(rng, documents=40, layers=2, experts=8, k=2, boost=None, spread=3.0):
@@ -70,7 +70,7 @@ def test_permutation_p_values_agree_with_permuting_by_hand():
     counts, tokens, labels = made_counts(np.random.default_rng(1), documents=12)
     draws = 50
     result = analysis.npmi_from_documents(counts, tokens, labels, permutations=draws, seed=9)
-    names, code = np.unique(labels, return_inverse=True)
+    _, code = np.unique(labels, return_inverse=True)
     dealt = np.random.default_rng(9).permuted(np.tile(code.astype(np.uint8), (draws, 1)), axis=1)
     null = np.zeros((draws, 2, 8, 3))
     for draw in range(draws):
@@ -196,6 +196,14 @@ class TestCornerCases:
         counts = np.array([[[4, 0]], [[0, 6]]])
         result = analysis.npmi_from_documents(counts, np.array([4, 6]), ["a", "b"], permutations=5)
         np.testing.assert_allclose(result["npmi"].values[0], [[1, -1], [-1, 1]])
+
+    def test_the_default_lets_one_discovery_stand(self):
+        for tests in (48, 672):
+            assert tests / (enough_permutations(tests, 1000) + 1) <= 0.05
+        assert enough_permutations(43_008, 10**7) == 1000
+        counts, tokens, labels = made_counts(np.random.default_rng(0))
+        result = analysis.npmi_from_documents(counts, tokens, labels)
+        assert result.attrs["permutations"] == enough_permutations(48, 1000)
 
     def test_too_few_permutations_are_said(self):
         counts, tokens, labels = made_counts(np.random.default_rng(0))

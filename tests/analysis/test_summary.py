@@ -1,0 +1,68 @@
+"""Findings say what the numbers say, and say so when there is nothing to say."""
+
+import numpy as np
+import pytest
+
+from moescope import analysis
+from moescope.analysis.summary import specialisation_finding
+from tests.analysis.made_stores import random_truth, write
+
+
+def made_store(path, planted=True, labels=("a", "b", "c"), maxima=None, **more):
+    rng = np.random.default_rng(0)
+    documents = 45
+    domain = [labels[d % len(labels)] for d in range(documents)]
+    prefer = np.zeros((documents, 2, 8))
+    if planted:
+        prefer[[name == labels[0] for name in domain], 1, 6] = 3.0
+    made = random_truth(rng, documents, [8, 8], [2, 2], prefer=prefer)
+    return write(path, made, [8, 8], {"domain": domain}, layers=[1, 2], maxima=maxima, **more)
+
+
+def by_name(store, **more):
+    return {finding.analysis: finding for finding in analysis.findings(store, **more)}
+
+
+def test_a_planted_specialist_is_named_with_its_null(tmp_path):
+    found = by_name(made_store(tmp_path / "s"))
+    told = found["npmi"]
+    assert told.holds
+    assert told.headline.startswith("In layer 2, expert 6 fires for “a”")
+    result = analysis.npmi(made_store(tmp_path / "t")).sel(layer=2, expert=6, label="a")
+    assert told.values["npmi"] == pytest.approx(result["npmi"].item())
+    assert f"nPMI {result['npmi'].item():.2f}" in told.detail
+    assert f"reaches {result['null_p99'].item():.2f}" in told.detail
+    assert found["load"].values["layer"] == 2
+    assert found["super_experts"].holds is None
+    assert "outliers tier" in found["super_experts"].detail
+
+
+def test_nothing_is_said_to_be_found_where_nothing_is(tmp_path):
+    found = by_name(made_store(tmp_path / "s", planted=False))
+    assert found["npmi"].holds is False
+    assert found["npmi"].headline == "No expert specialises in a domain more than chance explains."
+    assert "None of 48 tests" in found["npmi"].detail
+
+
+def test_one_label_and_no_label(tmp_path):
+    assert by_name(made_store(tmp_path / "s", labels=("only",)))["npmi"].holds is None
+    made = random_truth(np.random.default_rng(0), 4, [4], [1])
+    told = by_name(write(tmp_path / "t", made, [4], {}))["npmi"]
+    assert told.holds is None
+    assert "label columns" in told.detail
+
+
+def test_a_super_expert_that_stands_out(tmp_path):
+    maxima = np.exp(np.random.default_rng(0).normal(0, 0.1, (2, 8)))
+    maxima[0, 3] = 500.0
+    told = by_name(made_store(tmp_path / "s", maxima=maxima, hidden=[1.0, 400.0, 410.0]))["super_experts"]
+    assert told.holds
+    assert told.headline.startswith("L1E3 is a super expert")
+    assert "at most 1 of" in told.detail
+
+
+def test_every_cell_undefined():
+    result = analysis.npmi_from_documents(np.zeros((4, 1, 2)), np.ones(4), list("abab"), permutations=5)
+    told = specialisation_finding(result)
+    assert told.holds is False
+    assert told.values == {}
