@@ -76,7 +76,7 @@ class LinearGateBlock(nn.Module):
         weights = weights.to(flat.dtype)
         out = torch.zeros_like(flat)
         for number, expert in enumerate(self.experts):
-            slot, token = torch.where(number == ids.T)
+            slot, token = torch.eq(ids.T, number).nonzero(as_tuple=True)
             out.index_add_(0, token, expert(flat[token]) * weights[token, slot, None])
         if hasattr(self, "shared_expert"):
             out = out + torch.sigmoid(self.shared_expert_gate(flat)) * self.shared_expert(flat)
