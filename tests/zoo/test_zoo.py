@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,6 @@ MODELS = Path(str(transformers.__file__)).parent / "models"
 NOT_ROUTED = {"vitpose_backbone"}
 # Families where a slot can stay empty with the inputs used here.
 WITH_EMPTY_SLOTS = {"zaya", "switch_transformers", "nllb_moe+drop"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only get in the way of thousands of tiny products."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @functools.cache
