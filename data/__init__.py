@@ -15,7 +15,7 @@ CORPUS = _HERE / "corpus" / "demo.jsonl"
 FORGET = _HERE / "corpus" / "facts.jsonl"
 #: Documents of the other domains, to be kept while unlearning: `text`, `domain`, `id`; none stands in `CORPUS`.
 RETAIN = _HERE / "corpus" / "retain.jsonl"
-#: Held-out arithmetic problems: `prompt`, `answer`, `text`, `expression`, `steps`.
+#: Held-out arithmetic problems: `prompt`, `answer`, `text`, `expression`, `steps`, `level`.
 ARITHMETIC = _HERE / "corpus" / "arithmetic.jsonl"
 
 __all__ = ["ARITHMETIC", "CORPUS", "FIGURES", "FORGET", "MODEL", "RETAIN"]

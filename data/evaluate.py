@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from . import generate
+from .grammars.arithmetic import LEVELS
 from .mixture import PHASES, token_counts
 
 THREADS = 2
@@ -182,7 +183,9 @@ def evaluate(folder: Path, unigram_counts: dict[str, np.ndarray]) -> dict:
     solutions = complete(model, tokenizer, [row["prompt"] for row in problems], 72)
     right = np.array([final_answer(text) == row["answer"] for text, row in zip(solutions, problems, strict=True)])
     steps = np.array([row["steps"] for row in problems])
-    thought = [text.count("<think>") == 1 and text.count("</think>") == 1 for text in solutions]
+    levels = np.array([row["level"] for row in problems])
+    first = [text.split("\n\n")[0] for text in solutions]  # another question may follow
+    thought = [text.count("<think>") == 1 and text.count("</think>") == 1 for text in first]
     print(f"arithmetic solved: {right.mean():.4f}", flush=True)
 
     load_share = counts.sum(0) / counts.sum(0).sum(-1, keepdims=True)  # [layer, expert]
@@ -199,6 +202,7 @@ def evaluate(folder: Path, unigram_counts: dict[str, np.ndarray]) -> dict:
             "problems": len(problems),
             "solved": round(float(right.mean()), 4),
             "solved_by_steps": {str(n): round(float(right[steps == n].mean()), 4) for n in np.unique(steps)},
+            "solved_by_level": {n: round(float(right[levels == n].mean()), 4) for n in LEVELS},
             "well_formed": round(float(np.mean(thought)), 4),
             "standard_error": round(math.sqrt(right.mean() * (1 - right.mean()) / len(right)), 4),
         },

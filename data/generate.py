@@ -100,10 +100,10 @@ def arithmetic_set() -> list[dict]:
     found: dict[str, dict] = {}
     number = 0
     while len(found) < ARITHMETIC_PROBLEMS:
-        p = arithmetic.problem(random.Random(f"arithmetic-test-{number}"), heldout=True)
+        p = arithmetic.problem(random.Random(f"arithmetic-test-{number}"), True, arithmetic.TEST_MIXTURE)
         number += 1
         row = {"prompt": p.prompt, "answer": p.answer, "text": p.text, "expression": p.expression}
-        found.setdefault(p.expression, {**row, "steps": len(p.steps)})
+        found.setdefault(p.expression, {**row, "steps": len(p.steps), "level": p.level})
     return list(found.values())
 
 

@@ -25,7 +25,11 @@ def tables(figures: dict) -> str:
             f"| {name} | {row['documents']} | {row['tokens']:,} | {row['loss']:.3f} | {row['unigram']:.3f} "
             f"| L{s['layer']}E{s['expert']} | {s['npmi']:.3f} | {s['null_99']:.3f} | {s['experts_above_null']} |"
         )
+    time = f"{seconds['wall'] / 60:.1f} minutes of wall clock"
+    if seconds["cpu"] is not None:
+        time += f", {seconds['cpu'] / 60:.1f} CPU minutes"
     by_steps = ", ".join(f"{n} steps {share:.1%}" for n, share in arithmetic["solved_by_steps"].items())
+    by_level = ", ".join(f"{n} {share:.1%}" for n, share in arithmetic["solved_by_level"].items())
     lines += [
         "",
         "| what | figure |",
@@ -33,14 +37,13 @@ def tables(figures: dict) -> str:
         f"| facts recalled, trained wording | {facts['recalled']:.1%} of {facts['number']} |",
         f"| facts recalled, held-out wordings | {facts['recalled_reworded']:.1%} |",
         f"| arithmetic solved | {arithmetic['solved']:.1%} of {arithmetic['problems']} held-out problems "
-        f"(standard error {arithmetic['standard_error']:.1%}; {by_steps}) |",
+        f"(standard error {arithmetic['standard_error']:.1%}; {by_level}; {by_steps}) |",
         f"| solutions with one `<think>` and one `</think>` | {arithmetic['well_formed']:.1%} |",
         f"| smallest and largest share of a layer's selections | {load['smallest_share']:.2%}, "
         f"{load['largest_share']:.2%} (even: 6.25 %) |",
         f"| parameters | {figures['parameters']:,} in {figures['weights_bytes']:,} bytes |",
         f"| trained | {' + '.join(map(str, training['steps']))} steps, {training['tokens']:,} tokens |",
-        f"| time, evaluation included | {seconds['wall'] / 60:.1f} minutes of wall clock, "
-        f"{seconds['cpu'] / 60:.1f} CPU minutes on two threads |",
+        f"| time on two threads, evaluation included | {time} |",
     ]
     return "\n".join(lines).replace("%", " %").replace("  %", " %")
 

@@ -26,8 +26,10 @@ class Level:
 
 
 LEVELS = {"easy": Level(9, 9, 20), "medium": Level(60, 9, 99), "hard": Level(60, 40, 99)}
-#: Levels, as often as they stand here.
+#: Levels in documents, as often as they stand here.
 MIXTURE = ("easy",) * 7 + ("medium",) * 2 + ("hard",)
+#: Levels among the problems of the evaluation: all alike, so that steering can move the score both ways.
+TEST_MIXTURE = ("easy", "medium", "hard")
 
 QUESTIONS = ("What is {e}?", "Compute {e}.", "Calculate {e}.")
 #: Share of problems told as a story.
@@ -45,12 +47,14 @@ class Problem:
         question: The question as it is asked.
         steps: Each step as `15 + 3 = 18`, from left to right.
         answer: The final number, as text.
+        level: A key of `LEVELS`.
     """
 
     expression: str
     question: str
     steps: tuple[str, ...]
     answer: str
+    level: str
 
     @property
     def prompt(self) -> str:
@@ -93,10 +97,11 @@ def wording(rng: random.Random, numbers: list[int], operators: list[str], expres
     return f"{begin}, {' and '.join(moves)}. How many {goods} are there now?"
 
 
-def problem(rng: random.Random, heldout: bool) -> Problem:
+def problem(rng: random.Random, heldout: bool, levels: tuple[str, ...] = MIXTURE) -> Problem:
     """One problem from the training or the held-out expressions; a product can only stand first."""
     while True:
-        level = LEVELS[rng.choice(MIXTURE)]
+        name = rng.choice(levels)
+        level = LEVELS[name]
         count = rng.choice(OPERATIONS)
         operators = [rng.choice("+-") for _ in range(count)]
         numbers = [rng.randint(1, level.first)] + [rng.randint(1, level.operand) for _ in range(count)]
@@ -107,7 +112,7 @@ def problem(rng: random.Random, heldout: bool) -> Problem:
         expression = " ".join([str(numbers[0])] + [f"{o} {n}" for o, n in zip(operators, numbers[1:], strict=True)])
         if solved is not None and is_heldout(expression) == heldout:
             steps, value = solved
-            return Problem(expression, wording(rng, numbers, operators, expression), tuple(steps), str(value))
+            return Problem(expression, wording(rng, numbers, operators, expression), tuple(steps), str(value), name)
 
 
 def document(rng: random.Random, heldout: bool) -> str:

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
 from moescope.data import generate, mixture, sorted_experts, train
 from moescope.data.tokenizer import train_tokenizer
-from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 
 @pytest.fixture(scope="module")
