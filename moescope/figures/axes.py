@@ -25,6 +25,8 @@ def layer_axis(result: xr.Dataset, **more: Any) -> dict[str, Any]:
         "type": "category",
         "categoryorder": "array",
         "categoryarray": names[::-1],
+        # Given, because plotly shifts the range it finds for itself by half a row where axes of categories are matched.
+        "range": [-0.5, len(names) - 0.5],
         "tickmode": "array",
         "tickvals": names[::step],
         "showgrid": False,

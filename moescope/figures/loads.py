@@ -10,7 +10,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
-from moescope.figures.theme import BLUE, GREY, ORANGE, plain, row_height, template
+from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, row_height, template
 
 READ = (
     "Each cell is one expert of one layer: orange does more than a fair share of its layer's work, blue less, a cross "
@@ -67,7 +67,8 @@ def load(result: xr.Dataset) -> go.Figure:
                 "title": {"text": "× fair share", "side": "right"},
                 "tickvals": ticks,
                 "ticktext": [_times(tick) for tick in ticks],
-            },
+            }
+            | colour_bar(row_height(result.sizes["layer"]) * result.sizes["layer"]),
         },
     )
     if len(parts) > 1:

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from moescope.errors import MoescopeError
 from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
-from moescope.figures.theme import plain, row_height, template
+from moescope.figures.theme import colour_bar, plain, row_height, template
 
 READ = (
     "One map per label. Orange: the expert fires on this label's tokens more than on others, blue: less. Full colour "
@@ -93,7 +93,7 @@ def npmi(
         coloraxis={
             "cmin": -reach,
             "cmax": reach,
-            "colorbar": {"title": {"text": "nPMI", "side": "right"}, "nticks": 7, "len": 1.0},
+            "colorbar": {"title": {"text": "nPMI", "side": "right"}, "nticks": 7} | colour_bar(rows * (panel + TITLE)),
         },
     )
     align_titles(figure, len(chosen))
@@ -131,7 +131,8 @@ def _panel(result: xr.Dataset, index: int, stands: np.ndarray) -> list[go.Heatma
     part = result.isel(label=index)
     value = part["npmi"].values
     names = ("lift", "p_active", "null_p99", "p", "q", "p_max", "count")
-    details = np.stack([part[name].values for name in names], axis=-1)
+    # Single precision: it is for reading, twice in the page, and the bulk of a large model's figure.
+    details = np.stack([part[name].values for name in names], axis=-1).astype(np.float32)
     label = plain(result["label"].values[index])
     traces = []
     for kept, opacity in ((~stands, PALE), (stands, 1.0)):

@@ -85,3 +85,12 @@ def plain(text: Any) -> str:
 def row_height(rows: int) -> int:
     """Pixels per layer of a map: generous for a few layers, still readable for many."""
     return 34 if rows <= 8 else 24 if rows <= 16 else 16 if rows <= 40 else 13
+
+
+def colour_bar(available: float) -> dict[str, Any]:
+    """Place and length of a colour bar: beside the top of the plot, no longer than can be compared at a glance.
+
+    Args:
+        available: height of the plot in pixels.
+    """
+    return {"lenmode": "pixels", "len": int(min(max(available, 150), 340)), "y": 1, "yanchor": "top"}

@@ -68,6 +68,8 @@ def test_significance_is_drawn_in():
         np.testing.assert_array_equal(np.isnan(pale), stands)
         np.testing.assert_array_equal(np.where(stands, full, pale), value[..., label])
     assert not np.isnan(drawn[1].z[1][5])
+    axes = figures.npmi(result).select_yaxes()
+    assert {tuple(axis.range) for axis in axes} == {(-0.5, 2.5)}
 
 
 def test_many_labels_are_cut_with_a_word_about_it():
