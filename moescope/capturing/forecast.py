@@ -17,7 +17,8 @@ from moescope.hooks.model import Model
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 TOKEN_ROW = 12  # document, sequence, position, id and span of one token, compressed
-SAMPLE_DOCUMENTS = 256
+SAMPLE_DOCUMENTS = 256  # spread evenly over the corpus: files are often sorted by label
+TIMED_TOKENS = 2048  # padded tokens of the timed batch: a second or two even on a slow machine
 # Measured on really trained routers with zstd-1 (STORE.md): ids shrink to 0.7, half-precision weights to 0.8.
 ID_SHRINK, HALF_SHRINK, SINGLE_SHRINK, SUMMARIES = 0.7, 0.8, 0.92, 11
 
@@ -76,7 +77,8 @@ def forecast(
         model, corpus, out, tiers, max_length, batch_tokens, loss: as for `capture`.
         census: the corpus, counted.
     """
-    tokens, exact = _expected_tokens(model.tokenizer, corpus, census)
+    sample = _sample(corpus, census)
+    tokens, exact = _expected_tokens(model.tokenizer, sample, census)
     return Forecast(
         documents=census.documents,
         empty=census.empty,
@@ -85,16 +87,21 @@ def forecast(
         sites=len(model.sites),
         bytes_by_tier={tier: int(tokens * _row_bytes(model, tier)) for tier in tiers} | {"tokens": tokens * TOKEN_ROW},
         free=_free(out),
-        seconds=tokens / _speed(model, corpus, max_length, batch_tokens, loss),
+        seconds=tokens / _speed(model, sample, max_length, batch_tokens, loss),
     )
 
 
-def _expected_tokens(tokenizer: Any, corpus: Corpus, census: Census) -> tuple[int, bool]:
-    texts = [document.text for document in islice(corpus, SAMPLE_DOCUMENTS)]
-    counts = sum(len(ids) for ids in tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"])
-    if len(texts) == census.documents:
+def _sample(corpus: Corpus, census: Census) -> list[str]:
+    """Every n-th text, so that at most `SAMPLE_DOCUMENTS` stand for all."""
+    step = -(-census.documents // SAMPLE_DOCUMENTS)
+    return [document.text for document in islice(corpus, 0, None, step)]
+
+
+def _expected_tokens(tokenizer: Any, sample: list[str], census: Census) -> tuple[int, bool]:
+    counts = sum(len(ids) for ids in tokenizer(sample, return_attention_mask=False, verbose=False)["input_ids"])
+    if len(sample) == census.documents:
         return counts, True
-    return round(counts * census.characters / sum(map(len, texts))), False
+    return round(counts * census.characters / sum(map(len, sample))), False
 
 
 def _row_bytes(model: Model, tier: str) -> float:
@@ -113,12 +120,12 @@ def _row_bytes(model: Model, tier: str) -> float:
     return total
 
 
-def _speed(model: Model, corpus: Corpus, max_length: int, batch_tokens: int, loss: bool) -> float:
-    """Tokens per second of a plain forward pass over the corpus's first batch (after one to warm up)."""
+def _speed(model: Model, sample: list[str], max_length: int, batch_tokens: int, loss: bool) -> float:
+    """Tokens per second of a plain forward pass over one batch of the sample (after one to warm up)."""
     import torch
 
-    first = Corpus([document.text for document in islice(corpus, SAMPLE_DOCUMENTS)])
-    batch = next(batches(first, model.tokenizer, max_length=max_length, batch_tokens=min(batch_tokens, 2048)))
+    cut = batches(Corpus(sample), model.tokenizer, max_length=max_length, batch_tokens=min(batch_tokens, TIMED_TOKENS))
+    batch = next(cut)
     ids, mask = (torch.from_numpy(a).to(model.device) for a in batch.padded(0))
     seconds = 0.0
     with torch.inference_mode():

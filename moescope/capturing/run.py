@@ -124,7 +124,7 @@ def readings(
         for batch in todo:
             ids, mask = (torch.from_numpy(array).to(model.device) for array in batch.padded(_pad_id(model)))
             rows = _real_rows(batch, ids.shape[1]).to(model.device)
-            tap.begin(None if len(rows) == ids.numel() else rows)
+            tap.begin(ids.numel(), None if len(rows) == ids.numel() else rows)
             logits = model.forward(ids, mask, head=loss)
             reading = tap.take()
             extra = {("loss",): token_losses(logits, ids).flatten()[rows]} if loss else {}
