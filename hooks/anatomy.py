@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from moescope.errors import MoescopeError
-from moescope.hooks.loading import load_config, model_class
+from moescope.hooks.loading import load_config, model_class, skeleton
 from moescope.hooks.sites import Site, active_parameters, discover
 
 
@@ -49,13 +47,8 @@ def inspect(name: str, *, revision: str | None = None, trust_remote_code: bool =
         RefusedError: no MoE layer, or none that can be captured faithfully.
     """
     config = load_config(name, revision, trust_remote_code)
-    build: Any = model_class(config, trust_remote_code)
+    hf = skeleton(model_class(config, trust_remote_code), config, name)
     dtype = getattr(config, "dtype", None) or torch.float32
-    try:
-        with torch.device("meta"):
-            hf = build.from_config(config) if hasattr(build, "from_config") else build(config)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise MoescopeError(f"The configuration of {name} cannot be built: {error}") from error
     sites = discover(hf)
     total = sum(parameter.numel() for parameter in hf.parameters())
     known = {site.key: site.top_k for site in sites if site.top_k is not None}

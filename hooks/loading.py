@@ -8,10 +8,13 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import torch
+from safetensors import SafetensorError
+from torch import nn
 
 from moescope.errors import MoescopeError
 from moescope.hooks.aliases import ALIASES, BUNDLED
 from moescope.hooks.model import Model
+from moescope.hooks.sites import discover
 
 
 def load(
@@ -37,18 +40,45 @@ def load(
     """
     import transformers
 
-    torch_dtype = _dtype(dtype)
+    torch_dtype, place = _dtype(dtype), _device(device)
     config = load_config(name, revision, trust_remote_code)
     source = resolve(name)
+    loader = model_class(config, trust_remote_code)
+    if not Path(source).is_dir() and not trust_remote_code:
+        discover(skeleton(loader, config, name))  # refused before gigabytes are fetched for it
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        loader: Any = model_class(config, trust_remote_code)
-        hf = loader.from_pretrained(source, dtype=torch_dtype, use_safetensors=True, **common)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
-    except (OSError, ValueError) as error:
+        hf, loaded = loader.from_pretrained(
+            source, dtype=torch_dtype, use_safetensors=True, output_loading_info=True, **common
+        )
+        hf.to(place)
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise MoescopeError(_why_not_loaded(name, source, error)) from error
-    hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _require_whole(name, loaded)
     return Model(hf, tokenizer, name, getattr(config, "_commit_hash", None))
+
+
+def skeleton(loader: Any, config: Any, name: str) -> nn.Module:
+    """The model on the meta device: every module and shape, no weights.
+
+    Raises:
+        MoescopeError: the configuration cannot be built.
+    """
+    try:
+        with torch.device("meta"):
+            return loader.from_config(config) if hasattr(loader, "from_config") else loader(config)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise MoescopeError(f"The configuration of {name} cannot be built: {error}") from error
+
+
+def _require_whole(name: str, loaded: dict[str, Any]) -> None:
+    """Refuse a checkpoint without all its tensors: transformers would fill them with random numbers and go on."""
+    for problem, what in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape for")):
+        keys = sorted(map(str, loaded.get(problem) or ()))
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise MoescopeError(f"The checkpoint of {name} {what} {keys[0]}{more}; its numbers would be random.")
 
 
 def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -95,13 +125,13 @@ def _require_reachable(name: str, source: str) -> None:
     if Path(source).is_dir() or isinstance(try_to_load_from_cache(source, "config.json"), str):
         return
     if constants.HF_HUB_OFFLINE:
-        raise MoescopeError(_why_not_loaded(name, source, OSError("HF_HUB_OFFLINE is set")))
+        raise MoescopeError(_offline(name, source))
     try:
         urlopen(constants.ENDPOINT, timeout=5).close()
     except HTTPError:
         return  # it answered
     except OSError as error:
-        raise MoescopeError(_why_not_loaded(name, source, error)) from error
+        raise MoescopeError(_offline(name, source)) from error
 
 
 def model_class(config: Any, trust_remote_code: bool) -> Any:
@@ -115,6 +145,15 @@ def model_class(config: Any, trust_remote_code: bool) -> Any:
     return transformers.AutoModelForCausalLM
 
 
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MoescopeError(f"There is no device {name!r} here: {str(error).splitlines()[0]}") from error
+    return device
+
+
 def _dtype(name: str) -> Any:
     if name == "auto":
         return "auto"
@@ -124,13 +163,23 @@ def _dtype(name: str) -> Any:
     return known[name]
 
 
-def _why_not_loaded(name: str, source: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(source).is_dir():
-        return f"Cannot load {name}: {reason}"
-    if "trust_remote_code" in str(error):
-        return f"{name} needs code from its own repository; pass --trust-remote-code if you trust it."
+def _offline(name: str, source: str) -> str:
     return (
         f"Cannot reach the weights of {name} ({source}): the hub does not answer and they are not in the local cache. "
         f"Offline, try the bundled model: --model {BUNDLED}."
     )
+
+
+def _why_not_loaded(name: str, source: str, error: Exception) -> str:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return f"{name} needs code from its own repository; pass --trust-remote-code if you trust it."
+    if not Path(source).is_dir():
+        if "gated" in text or "401" in text or "403" in text:
+            return f"{source} is gated or private on the hub; log in with `hf auth login` and accept its terms there."
+        if "not a valid model identifier" in text or "404" in text:
+            return f"There is no model {source} on the hub."
+        if "couldn't connect" in text or "offline" in text:
+            return _offline(name, source)
+    reason = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return f"Cannot load {name}: {reason}"

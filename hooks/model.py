@@ -17,6 +17,8 @@ from moescope.hooks.sites import Site, active_parameters, discover
 
 CHECK_SHAPE = (4, 64)  # sequences x tokens of the self-check: enough rows to tell routing rules apart, cheap anywhere
 
+FINGERPRINT_VALUES = 4096  # of each tensor: several in each expert
+
 
 class Model:
     """A Mixture-of-Experts language model under observation.
@@ -72,6 +74,17 @@ class Model:
         """blake2b-128 of the model's configuration."""
         text = json.dumps(self.hf.config.to_dict(), sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def weights_fingerprint(self) -> str:
+        """blake2b-128 over evenly spaced values of every parameter: tells another training or an edit, reads little."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, parameter in self.hf.named_parameters():
+            values = parameter.detach().flatten()
+            some = values[:: max(1, len(values) // FINGERPRINT_VALUES)].float().cpu()
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            digest.update(some.numpy().tobytes())
+        return digest.hexdigest()
 
     @cached_property
     def tokenizer_hash(self) -> str:

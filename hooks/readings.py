@@ -13,6 +13,8 @@ import torch
 
 from moescope.hooks.semantics import Semantics
 
+ROUNDING = 1e-5  # of a selection score: the router may have added its bias in another precision
+
 
 @dataclass
 class SiteReading:
@@ -86,11 +88,16 @@ def rank_and_summarise(
     values = logits.float()
     scores = semantics.scores(values)
     chooser = semantics.selection_scores(values, scores)
-    key = weight.float() if chooser is None else chooser.gather(-1, expert)
-    order = _descending(key)
-    margin = unknown
-    if chooser is not None and semantics.groups is None:
+    if chooser is None:
+        key, margin = weight.float(), unknown
+    else:
+        key = chooser.gather(-1, expert)
         margin = key.min(-1).values - chooser.scatter(-1, expert, -torch.inf).max(-1).values
+        # Where a rejected expert beats a selected one, the rule that the self-check proved does not hold for this row.
+        broken = margin < -ROUNDING if semantics.groups is None else torch.zeros_like(margin, dtype=torch.bool)
+        key = torch.where(broken.unsqueeze(-1), weight.float(), key)
+        margin = unknown if semantics.groups is not None else margin.clamp_min(0).masked_fill(broken, torch.nan)
+    order = _descending(key)
     return order, {
         "logsumexp": values.logsumexp(-1),
         "entropy": unknown if scores is None else _entropy(scores),

@@ -191,8 +191,7 @@ def _verify(site: Site, semantics: Semantics, seen: _Seen, reading: SiteReading,
     if not torch.isfinite(weights).all():
         raise RefusedError(f"{site.experts} receives routing weights that are not finite.")
     linear = seen.linear is not None and seen.output is not None and torch.equal(seen.output, seen.linear)
-    assert reading.logits is not None
-    dtypes = Dtypes(_name(weights), _name(reading.logits))
+    dtypes = Dtypes(_name(weights), _name(weights if reading.logits is None else reading.logits))
     if reading.vectors is None:
         return SiteCheck(site, semantics, dtypes, None, linear, note)
     assert seen.returned is not None

@@ -7,7 +7,6 @@ it reproduces them. What no hypothesis explains stays ``None``, and what depends
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -22,6 +21,7 @@ SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sigmoid": torch.sigmoid,
     "sqrtsoftplus": lambda logits: nn.functional.softplus(logits).sqrt(),
 }
+CLEARLY = 3.0  # times the least residual, or the rounding error if that is larger: a wrong rule fits worse than this
 GROUP_NAMES = ("n_group", "num_expert_group", "n_groups", "num_expert_groups")
 KEPT_GROUP_NAMES = ("topk_group", "num_limited_groups", "topk_groups")
 
@@ -32,8 +32,8 @@ class Semantics:
 
     Attributes:
         top_k: slots for each token, read from the experts' own argument.
-        logits_from: "output" (first item of the router's output) or "linear" (the router's own linear, where the
-            output holds something else: probabilities in gemma4).
+        logits_from: "output" (first item of the router's output), "linear" (the router's own linear, where the output
+            holds something else: probabilities in gemma4), or "none" (probabilities and no linear to be seen).
         router_output: "logits" or "probabilities", what the router itself returns first.
         score_function: a key of `SCORES`, or None where none reproduces the weights.
         renormalised: a token's weights are divided by their sum; None where undecided.
@@ -91,7 +91,7 @@ def infer(
         linear: output of the router's last linear, [T, columns], if one was seen.
         ids, weights: what the experts received, [T, k].
     """
-    probabilities = _are_probabilities(output) and linear is not None
+    probabilities = _are_probabilities(output)
     sources = {"linear": linear} if probabilities else {"output": output, "linear": linear}
     sources = {
         name: logits for name, logits in sources.items() if logits is not None and logits.shape[-1] == site.n_experts
@@ -99,23 +99,36 @@ def infer(
     vectors = dict(_vectors(block, site.n_experts))
     found = Semantics(
         top_k=ids.shape[-1],
-        logits_from=next(iter(sources), "output"),
+        logits_from=next(iter(sources), "none"),
         router_output="probabilities" if probabilities else "logits",
     )
-    exact = weights.dtype == torch.float32 and output.dtype == torch.float32
-    best = _best_weight_rule(sources, vectors, ids, weights)
-    if best is not None and best.residual <= (1e-4 if exact else 3e-2):
+    precision = SINGLE if weights.dtype == torch.float32 and output.dtype == torch.float32 else HALF
+    best = _best_weight_rule(sources, vectors, ids, weights, precision)
+    if best is not None:
         found = replace(
             found,
             logits_from=best.source,
             score_function=best.score,
             renormalised=best.renormalised,
-            scaling=best.scaling,
+            scaling=None if best.scaling is None else round(best.scaling, precision.decimals),
         )
-    if found.logits_from not in sources:
+    if found.logits_from == "none":
         return found
     logits = sources[found.logits_from].float()
     return _with_selection(found, logits, ids, vectors, _group_settings(block))
+
+
+@dataclass(frozen=True)
+class _Precision:
+    """How far a true rule may miss (relative), what rounding alone explains, and the decimals worth keeping."""
+
+    tolerance: float
+    rounding: float
+    decimals: int
+
+
+SINGLE = _Precision(tolerance=1e-4, rounding=2e-6, decimals=6)
+HALF = _Precision(tolerance=3e-2, rounding=4e-3, decimals=3)  # bfloat16 keeps 8 bits
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,11 @@ class _WeightRule:
 
 
 def _best_weight_rule(
-    sources: Mapping[str, torch.Tensor], vectors: Mapping[str, torch.Tensor], ids: torch.Tensor, weights: torch.Tensor
+    sources: Mapping[str, torch.Tensor],
+    vectors: Mapping[str, torch.Tensor],
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    precision: _Precision,
 ) -> _WeightRule | None:
     """The best-fitting rule: weight = scaling * score / (1 or the selected sum) * (1 or a vector over experts)."""
     rules = []
@@ -137,16 +154,17 @@ def _best_weight_rule(
         selected = score(logits.double()).gather(-1, ids)
         target = weights.double() / (1 if scale is None else scale.double()[ids])
         ratio = target / selected
-        if not torch.isfinite(ratio).all():
-            continue
         constant = float(ratio.mean())
         rules.append(_WeightRule(_spread(ratio, ratio.mean()), source, name, False, constant))
         if ids.shape[-1] > 1:
             sums = target.sum(-1, keepdim=True)
             scaling = float(sums.mean()) if _spread(sums, sums.mean()) < 1e-2 else None
             rules.append(_WeightRule(_spread(ratio, ratio.mean(-1, keepdim=True)), source, name, True, scaling))
-    # A rule with more freedom must fit clearly better to be preferred over one that stands before it.
-    return min(rules, key=lambda rule: round(math.log10(max(rule.residual, 1e-9))), default=None)
+    fitting = [rule for rule in rules if rule.residual <= precision.tolerance]  # false where the residual is not a number
+    least = max(min((rule.residual for rule in fitting), default=0.0), precision.rounding)
+    close = [rule for rule in fitting if rule.residual <= CLEARLY * least]
+    # Of rules that fit about as well, the first has the least freedom; two score functions that do leave it undecided.
+    return close[0] if len({rule.score for rule in close}) == 1 else None
 
 
 def _spread(values: torch.Tensor, centre: torch.Tensor) -> float:
@@ -160,11 +178,16 @@ def _with_selection(
     vectors: Mapping[str, torch.Tensor],
     group_settings: tuple[int, int] | None,
 ) -> Semantics:
-    """Add the selection rule that picks exactly these ids: first without, then with a bias, then through groups."""
+    """Add the selection rule that picks exactly these ids: plain before groups, and with a bias where there is one.
+
+    A small bias may change no selection of a small batch, so the rule with it is preferred where both fit.
+    """
     scores = found.scores(logits)
     bases = {"logit": logits} if scores is None else {"score": scores, "logit": logits}
     rules = [None] if group_settings is None else [None, (*group_settings, "max"), (*group_settings, "top-2 sum")]
-    for groups, (bias, vector), (selection, base) in product(rules, [(None, None), *vectors.items()], bases.items()):
+    biases = {name: vector for name, vector in vectors.items() if "bias" in name and bool(vector.any())}
+    additions = [*biases.items(), (None, None), *(item for item in vectors.items() if item[0] not in biases)]
+    for groups, (bias, vector), (selection, base) in product(rules, additions, bases.items()):
         chooser = base if vector is None else base + vector.to(base)
         if _selects(chooser, ids, groups):
             return replace(found, selection=selection, bias=bias, groups=groups, selection_bias=vector)

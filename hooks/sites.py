@@ -17,6 +17,7 @@ from moescope.errors import RefusedError
 
 ROUTER_NAMES = ("gate", "router")  # exact last name: `shared_expert_gate` and `gate_proj` exist too (72 of 72 families)
 SHARED_NAMES = ("shared_experts", "shared_expert", "shared_mlp")
+SHARED_COUNT_NAMES = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 TOP_K_NAMES = (
     "top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts",
     "n_activated_experts",
@@ -32,7 +33,8 @@ class Site:
         layer: the model's own layer index (dense layers count).
         ordinal: position among the MoE layers.
         block, router, experts: module paths; ``layer_path`` is the decoder layer around them.
-        shared: module paths of shared experts inside the block or beside it.
+        shared: module paths of shared experts inside the block or beside it; one module may hold several.
+        n_shared: shared experts, as the configuration counts them.
         n_experts: routed experts, E.
         top_k: experts for each token as declared, k; None where nothing declares it before a forward.
     """
@@ -45,6 +47,7 @@ class Site:
     router: str
     experts: str
     shared: tuple[str, ...]
+    n_shared: int
     n_experts: int
     top_k: int | None
 
@@ -106,6 +109,7 @@ def _site(modules: dict[str, nn.Module], routers: set[str], experts: str, ordina
         router=router,
         experts=experts,
         shared=shared,
+        n_shared=_count_shared(modules, block, shared),
         n_experts=_count_experts(modules[experts]),
         top_k=_declared_top_k(modules, block, router),
     )
@@ -141,6 +145,13 @@ def _layer_of(modules: dict[str, nn.Module], path: str) -> tuple[str, int]:
 def _count_experts(experts: nn.Module) -> int:
     down = getattr(experts, "down_proj", None)
     return int(down.shape[0]) if down is not None else int(experts.num_experts)  # type: ignore[arg-type]
+
+
+def _count_shared(modules: dict[str, nn.Module], block: str, shared: tuple[str, ...]) -> int:
+    configs = [getattr(module, "config", None) for module in (modules[block], *modules[block].modules())]
+    declared = (getattr(config, name, None) for config in configs for name in SHARED_COUNT_NAMES)
+    count = next((value for value in declared if isinstance(value, int) and value > 0), len(shared))
+    return count if shared else 0
 
 
 def _declared_top_k(modules: dict[str, nn.Module], block: str, router: str) -> int | None:

@@ -162,8 +162,8 @@ class _SiteTap:
         self._inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def after_router(self, module: nn.Module, args: Any, output: Any) -> None:
-        first = output[0] if isinstance(output, tuple) else output
-        self._see_logits(first)
+        if self.semantics.logits_from != "none":
+            self._see_logits(output[0] if isinstance(output, tuple) else output)
 
     def run_router(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with LinearWatch() as watch:

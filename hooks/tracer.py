@@ -38,19 +38,16 @@ class TracedWeights(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         traced = next((a for a in args if isinstance(a, TracedWeights)), None)
+        if traced is not None and func in _PRODUCTS and len(args) == 2:
+            _meet(args[1] if args[0] is traced else args[0], traced)  # before it runs: the product may be in place
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
-        if traced is None or not isinstance(result, torch.Tensor):
+        if traced is None or args[0] is not traced or not isinstance(result, torch.Tensor):
             return result
-        if func in _MOVES and args[0] is traced:
-            moved = func(traced.slots, *args[1:], **kwargs)
-            return _wrap(result, moved, traced.observe)
-        if func in _CASTS and args[0] is traced:
-            return _wrap(result, traced.slots, traced.observe)
-        if func in _PRODUCTS and len(args) == 2:
-            other = args[1] if args[0] is traced else args[0]
-            _meet(other, traced)
-        return result
+        if func in _MOVES:
+            with torch._C.DisableTorchFunctionSubclass():
+                return _wrap(result, func(traced.slots, *args[1:], **kwargs), traced.observe)
+        return _wrap(result, traced.slots, traced.observe) if func in _CASTS else result
 
 
 def trace_weights(weights: torch.Tensor, observe: Observer) -> TracedWeights:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from moescope.capturing.batches import TextBatch
+from moescope.errors import RefusedError
 from moescope.hooks.model import Model
 from moescope.store.batch import Batch, DocumentRow, SiteBatch
 from moescope.store.outliers import ExpertMaxima, HiddenMaximum, OutlierBatch
@@ -82,6 +83,9 @@ def _outliers(model: Model, arrays: Arrays, tokens: dict[str, np.ndarray]) -> Ou
         found = {
             name: arrays[("site", site.key, "outliers", name)] for name in ("output", "input", "first", "row", "tokens")
         }
+        if np.isnan(found["output"]).any():
+            expert = int(np.isnan(found["output"]).argmax())
+            raise RefusedError(f"Expert {expert} of {site.key} gave NaN; load the model in a wider --dtype.")
         row = np.minimum(found["row"], len(tokens["document"]) - 1)  # an expert without tokens points past the end
         experts[site.key] = ExpertMaxima(
             absmax_out=found["output"],

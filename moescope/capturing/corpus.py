@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moescope.errors import CorpusError
+from moescope.store.manifest import DOCUMENT_COLUMNS
 
 TEXT_SUFFIXES = (".txt", ".md")
 JSON_SUFFIXES = (".jsonl", ".ndjson")
@@ -51,7 +52,7 @@ class Corpus:
         limit: use only the first so many documents.
 
     Raises:
-        CorpusError: the source is not there, or of an unknown kind.
+        CorpusError: the source is not there, of an unknown kind, or a label has a reserved name.
     """
 
     def __init__(
@@ -71,6 +72,10 @@ class Corpus:
         self._limit = limit
         self._files: list[Path] = []
         self._rows: Sequence[Any] | None = None
+        self._census: Census | None = None
+        clash = next((label for label in self.labels if label.casefold() in DOCUMENT_COLUMNS), None)
+        if clash is not None:
+            raise CorpusError(f"The label {clash!r} has the name of a column that every store has; rename the field.")
         if isinstance(source, str | Path):
             self._files = _files(Path(source))
             self.name = str(source)
@@ -100,16 +105,20 @@ class Corpus:
         Raises:
             CorpusError: empty, malformed (with the place), or without the text field or a label.
         """
+        if self._census is not None:
+            return self._census
         digest = hashlib.blake2b(digest_size=16)
         documents = characters = last = 0
         for document in self:
             documents += 1
             characters += len(document.text)
             last = document.number + 1
-            digest.update(json.dumps([document.text, dict(document.labels)], sort_keys=True).encode())
+            facts = [document.number, document.id, document.text, dict(document.labels)]
+            digest.update(json.dumps(facts, sort_keys=True).encode())
         if not documents:
             raise CorpusError(f"{self.name} has no document with text in it.")
-        return Census(documents, last - documents, characters, digest.hexdigest())
+        self._census = Census(documents, last - documents, characters, digest.hexdigest())
+        return self._census
 
     def _raw(self) -> Iterator[tuple[Any, str]]:
         if self._rows is not None:
@@ -126,11 +135,16 @@ class Corpus:
         text = row.get(self.text)
         if not isinstance(text, str):
             raise CorpusError(f"{where}: no text in the field {self.text!r}; {_fields(row)}. Name it with --text.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise CorpusError(f"{where}: the text holds half a surrogate pair at character {error.start}.") from error
         labels = {}
         for label in self.labels:
             if label not in row:
                 raise CorpusError(f"{where}: no label {label!r}; {_fields(row)}.")
-            labels[label] = None if row[label] is None else str(row[label])
+            value = row[label]
+            labels[label] = None if value is None or value != value else str(value)  # NaN: pandas' missing
         own = row.get(self._id)
         return Document(number, None if own is None else str(own), text, where, labels)
 

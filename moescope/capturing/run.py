@@ -88,7 +88,7 @@ def capture(
         "logits_compression": "zstd" if compress_logits else "none",
     }
     manifest = _manifest(model, corpus, census, tiers, loss, max_length, settings)
-    _require_new(Path(out), resume)
+    require_new(Path(out), resume)
     expected = forecast(
         model, corpus, census, out=Path(out), tiers=tiers, max_length=max_length, batch_tokens=batch_tokens, loss=loss
     )
@@ -174,6 +174,9 @@ def _checked_tiers(model: Model, tiers: Sequence[str]) -> list[str]:
     blind = next((check for check in model.check.sites if check.rebuild_error is None), None)
     if blind is not None and {"experts", "outliers"} & set(names):
         raise RefusedError(blind.note)
+    unseen = next((key for key, semantics in model.semantics.items() if semantics.logits_from == "none"), None)
+    if unseen is not None and "logits" in names:
+        raise RefusedError(f"The router of {unseen} returns probabilities only; its logits cannot be captured.")
     # Slots of every other tier are named by the ids, so the routing tier always comes along.
     return [name for name in TIERS if name in names or name == "routing"]
 
@@ -189,7 +192,7 @@ def _checked_length(model: Model, max_length: int | None) -> int:
     return max_length
 
 
-def _require_new(out: Path, resume: bool) -> None:
+def require_new(out: Path, resume: bool) -> None:
     """Refuse an occupied folder before the forecast costs anybody time; the writer checks again, under its lock."""
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MoescopeError(f"{out} already exists; choose another --out, or --resume if it is an interrupted capture.")
@@ -210,6 +213,7 @@ def _manifest(
             name=model.name,
             revision=model.revision,
             config_hash=model.config_hash,
+            weights_fingerprint=model.weights_fingerprint,
             model_type=model.hf.config.model_type,
             architecture=type(model.hf).__name__,
             dtype=str(model.hf.dtype).removeprefix("torch."),
@@ -257,7 +261,7 @@ def _site_record(model: Model, key: str) -> SiteRecord:
         ),
         renormalised=semantics.renormalised,
         scaling=semantics.scaling,
-        shared_experts=len(site.shared),
+        shared_experts=site.n_shared,
         weight_dtype=model.dtypes[key].weight,  # type: ignore[arg-type]
         logit_dtype=model.dtypes[key].logits,  # type: ignore[arg-type]
         rank_by=semantics.rank_by,

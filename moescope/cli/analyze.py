@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -50,6 +50,9 @@ def _command(analysis: Analysis) -> Callable[..., None]:
 
     def command(store: Path, **options: Any) -> None:
         outputs = {key: options.pop(key) for key in OUTPUTS}
+        for file in (outputs["csv"], outputs["html"]):
+            if file is not None and not file.absolute().parent.is_dir():
+                raise MoescopeError(f"There is no folder {file.parent} to write {file.name} into.")
         given = {key: value for key, value in options.items() if value is not None and value != []}
         result = analysis.run(Store.open(store), **given)
         _show(result, **outputs)
@@ -74,12 +77,13 @@ def _option(name: str, kind: Any, default: Any, text: str) -> inspect.Parameter:
 
 
 def _type(parameter: Parameter) -> Any:
+    if parameter.choices:
+        return Literal[parameter.choices]
     return list[parameter.type] if parameter.many else parameter.type
 
 
 def _sentence(parameter: Parameter) -> str:
-    choices = f" ({', '.join(parameter.choices)})" if parameter.choices else ""
-    return parameter.help[0].upper() + parameter.help[1:] + choices + "."
+    return parameter.help[0].upper() + parameter.help[1:] + "."
 
 
 def _help(analysis: Analysis) -> str:

@@ -61,6 +61,7 @@ def capture(
     """
     from moescope.capturing import DEFAULT_TIERS, TIERS, Corpus
     from moescope.capturing import capture as run
+    from moescope.capturing.run import require_new
     from moescope.errors import MoescopeError
 
     if sample_by not in ("line", "paragraph", "document"):
@@ -69,7 +70,9 @@ def capture(
     if unknown:
         raise MoescopeError(f"Unknown tier {unknown[0]!r}. Tiers are {', '.join(TIERS)}.")
     corpus = Corpus(data, label or [], text=text, sample_by=sample_by, limit=limit)  # type: ignore[arg-type]
-    corpus.census()  # a corpus that cannot be used is refused before a model is loaded for it
+    # What can be refused without the model is refused before minutes go into loading it.
+    require_new(out, resume)
+    corpus.census()
     screen.quiet_transformers()
     from moescope.hooks import load
 
@@ -107,31 +110,24 @@ def demo(
     Captures the bundled trained model on the bundled corpus, analyses it, says what was found and where to look.
     """
     from moescope.analysis import findings
-    from moescope.capturing import Corpus
+    from moescope.capturing import TIERS, Corpus
     from moescope.capturing import capture as run
     from moescope.data import CORPUS
     from moescope.report import write
 
-    store = _finished(out)
-    if store is None:
-        screen.quiet_transformers()
-        from moescope.hooks import load
-        from moescope.hooks.aliases import BUNDLED
+    screen.quiet_transformers()
+    from moescope.hooks import load
+    from moescope.hooks.aliases import BUNDLED
 
-        loaded = load(BUNDLED, dtype="float32")
-        screen.say(f"{loaded!r}; logits are bit-identical under capture")
+    loaded, corpus = load(BUNDLED, dtype="float32"), Corpus(CORPUS, ["domain"])
+    screen.say(f"{loaded!r}; logits are bit-identical under capture")
+    store = _finished(out, loaded.weights_fingerprint, corpus.census().hash)
+    if store is None:
+        resume = (out / "manifest.json").exists()
         with screen.capture_bar() as bar:
             store = run(
-                loaded,
-                Corpus(CORPUS, ["domain"]),
-                out,
-                ["routing", "logits", "experts", "outliers"],
-                loss=True,
-                resume=(out / "manifest.json").exists(),
-                on_forecast=bar.forecast,
-                on_progress=bar.advance,
+                loaded, corpus, out, TIERS, loss=True, resume=resume, on_forecast=bar.forecast, on_progress=bar.advance
             )
-        del loaded
     else:
         screen.say(f"{out} is captured already: {store.n_tokens:,} tokens of {store.n_documents:,} documents")
     screen.say()
@@ -146,10 +142,14 @@ def demo(
     screen.say(f"The store: {out}  (`moescope info {out}`, or moescope.open({str(out)!r}) in Python)")
 
 
-def _finished(out: Path) -> Store | None:
+def _finished(out: Path, weights: str, corpus: str) -> Store | None:
+    """The demonstration's store, if it is there and complete; an error if the folder holds another one."""
+    from moescope.errors import StoreError
     from moescope.store import Store
 
     if not (out / "manifest.json").exists():
         return None
     store = Store.open(out)
+    if (store.manifest.model.weights_fingerprint, store.manifest.corpus.hash) != (weights, corpus):
+        raise StoreError(f"{out} holds a capture of another model or corpus; choose another --out, or delete it.")
     return store if store.status == "complete" else None

@@ -70,7 +70,7 @@ def inspect(model: ModelName, revision: Revision = None, trust_remote_code: Trus
     screen.say(f"{len(anatomy.sites)} of {anatomy.n_layers} layers are Mixture-of-Experts layers")
     screen.table(
         ("layer", "experts", "active", "shared", "router", "experts module"),
-        [(s.key, s.n_experts, s.top_k or "?", len(s.shared), s.router, s.experts) for s in anatomy.sites],
+        [(s.key, s.n_experts, s.top_k or "?", s.n_shared, s.router, s.experts) for s in anatomy.sites],
         numbers=("experts", "active", "shared"),
     )
 
@@ -110,8 +110,10 @@ def doctor(
     if json:
         screen.print_json({"model": model, **loaded.check.as_dict(), "checks": rows})
         return
-    screen.heading(f"{model}: can be captured faithfully")
-    screen.say("logits with and without capture are bit-identical; every selected expert's output was found")
+    blind = [row for row in rows if row["rebuild error"] is None]
+    screen.heading(f"{model}: can be captured faithfully{' (routing and logits only)' if blind else ''}")
+    outputs = f"expert outputs cannot be observed in {len(blind)} layers" if blind else "every expert output was found"
+    screen.say(f"logits with and without capture are bit-identical; {outputs}")
     screen.table(
         ("layer", "experts", "active", "score", "selection", "rebuild error"),
         [(r["layer"], r["experts"], r["active"], _score(r), _selection(r), _error(r["rebuild error"])) for r in rows],

@@ -35,6 +35,7 @@ class ModelRecord(_Record):
     name: str
     revision: str | None = None
     config_hash: str
+    weights_fingerprint: str | None = None
     model_type: str
     architecture: str
     dtype: str
