@@ -42,6 +42,7 @@ class Semantics:
             to the logit), or None where unproven (hash layers).
         bias: path below the block of the vector added for selection only.
         groups: (number of groups, groups kept, how a group is scored), where selection goes through groups.
+        hashed: ids come from a table of token ids and not from the scores (deepseek_v4's first layers).
         selection_bias: that vector, [E].
     """
 
@@ -54,6 +55,7 @@ class Semantics:
     selection: str | None = None
     bias: str | None = None
     groups: tuple[int, int, str] | None = None
+    hashed: bool = False
     selection_bias: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -115,7 +117,7 @@ def infer(
     if found.logits_from == "none":
         return found
     logits = sources[found.logits_from].float()
-    return _with_selection(found, logits, ids, vectors, _group_settings(block))
+    return _with_selection(found, logits, ids, vectors, _group_settings(block), _has_table(block))
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,9 @@ def _best_weight_rule(
             sums = target.sum(-1, keepdim=True)
             scaling = float(sums.mean()) if _spread(sums, sums.mean()) < 1e-2 else None
             rules.append(_WeightRule(_spread(ratio, ratio.mean(-1, keepdim=True)), source, name, True, scaling))
-    fitting = [rule for rule in rules if rule.residual <= precision.tolerance]  # false where the residual is not a number
+    fitting = [
+        rule for rule in rules if rule.residual <= precision.tolerance
+    ]  # false where the residual is not a number
     least = max(min((rule.residual for rule in fitting), default=0.0), precision.rounding)
     close = [rule for rule in fitting if rule.residual <= CLEARLY * least]
     # Of rules that fit about as well, the first has the least freedom; two score functions that do leave it undecided.
@@ -177,6 +181,7 @@ def _with_selection(
     ids: torch.Tensor,
     vectors: Mapping[str, torch.Tensor],
     group_settings: tuple[int, int] | None,
+    hashed: bool,
 ) -> Semantics:
     """Add the selection rule that picks exactly these ids: plain before groups, and with a bias where there is one.
 
@@ -191,7 +196,7 @@ def _with_selection(
         chooser = base if vector is None else base + vector.to(base)
         if _selects(chooser, ids, groups):
             return replace(found, selection=selection, bias=bias, groups=groups, selection_bias=vector)
-    return found
+    return replace(found, hashed=hashed)
 
 
 def _selects(chooser: torch.Tensor, ids: torch.Tensor, groups: tuple[int, int, str] | None) -> bool:
@@ -217,6 +222,11 @@ def _vectors(block: nn.Module, n_experts: int) -> Iterator[tuple[str, torch.Tens
     for name, tensor in [*block.named_parameters(), *block.named_buffers()]:
         if tensor.numel() == n_experts and tensor.is_floating_point():
             yield name, tensor.detach().flatten()
+
+
+def _has_table(block: nn.Module) -> bool:
+    tensors = [*block.parameters(), *block.buffers()]
+    return any(tensor.ndim == 2 and not tensor.is_floating_point() for tensor in tensors)
 
 
 def _group_settings(block: nn.Module) -> tuple[int, int] | None:

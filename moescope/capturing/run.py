@@ -257,7 +257,7 @@ def _site_record(model: Model, key: str) -> SiteRecord:
         score_function=semantics.score_function or "unknown",
         router_output=semantics.router_output,  # type: ignore[arg-type]
         selection=Selection(
-            bias=semantics.bias is not None, groups=semantics.groups is not None, hash=semantics.selection is None
+            bias=semantics.bias is not None, groups=semantics.groups is not None, hash=semantics.hashed
         ),
         renormalised=semantics.renormalised,
         scaling=semantics.scaling,
