@@ -21,6 +21,7 @@ class SiteReading:
     """One site in one forward pass, N real tokens. Slots are in rank order. Absent fields were not asked for.
 
     Attributes:
+        valid: False [N, k] where a slot chose no expert; None where slots cannot be missing.
         expert: selected experts [N, k] int64.  weight: the weights really multiplied in [N, k], the router's dtype.
         logits: router logits [N, E], the router's dtype.
         logsumexp, entropy, margin: of logits, of the normalised scores (nats), and between the last selected and the
@@ -32,6 +33,7 @@ class SiteReading:
 
     expert: torch.Tensor
     weight: torch.Tensor
+    valid: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     logsumexp: torch.Tensor | None = None
     entropy: torch.Tensor | None = None
@@ -115,25 +117,28 @@ def _entropy(scores: torch.Tensor) -> torch.Tensor:
 
 
 def expert_maxima(
-    n_experts: int, expert: torch.Tensor, absmax: torch.Tensor, input_absmax: torch.Tensor
+    n_experts: int,
+    expert: torch.Tensor,
+    absmax: torch.Tensor,
+    input_absmax: torch.Tensor,
+    valid: torch.Tensor | None = None,
 ) -> ExpertMaxima:
     """Reduce [N, k] expert-output maxima and [N] input maxima to one row for each expert, with no host round trip."""
     n, k = expert.shape
-    ids = expert.flatten()
+    # Missing slots go to one bucket more, which is cut off: a mask would have to ask the host how many they are.
+    ids = (expert if valid is None else expert.masked_fill(~valid, n_experts)).flatten()
     rows = torch.arange(n, device=expert.device).unsqueeze(-1).expand(n, k).flatten()
-    low = torch.full((n_experts,), -torch.inf, device=expert.device)
-    nowhere = torch.full((n_experts,), n, dtype=torch.int64, device=expert.device)
+    low = torch.full((n_experts + 1,), -torch.inf, device=expert.device)
+    nowhere = torch.full((n_experts + 1,), n, dtype=torch.int64, device=expert.device)
     values = absmax.flatten().float()
     output = low.scatter_reduce(0, ids, values, "amax")
     at = torch.where(values == output[ids], rows, n)
     first_row = nowhere.scatter_reduce(0, ids, rows, "amin")
-    return ExpertMaxima(
-        output=output,
-        input=low.scatter_reduce(0, ids, input_absmax.float()[rows], "amax"),
-        first=low.scatter_reduce(0, ids, torch.where(rows == first_row[ids], values, -torch.inf), "amax"),
-        row=nowhere.scatter_reduce(0, ids, at, "amin"),
-        tokens=torch.zeros_like(nowhere).scatter_add(0, ids, torch.ones_like(ids)),
-    )
+    largest_input = low.scatter_reduce(0, ids, input_absmax.float()[rows], "amax")
+    first = low.scatter_reduce(0, ids, torch.where(rows == first_row[ids], values, -torch.inf), "amax")
+    row = nowhere.scatter_reduce(0, ids, at, "amin")
+    tokens = torch.zeros_like(nowhere).scatter_add(0, ids, torch.ones_like(ids))
+    return ExpertMaxima(*(maxima[:n_experts] for maxima in (output, largest_input, first, row, tokens)))
 
 
 def hidden_maximum(hidden: torch.Tensor) -> HiddenMaximum:

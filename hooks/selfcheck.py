@@ -157,13 +157,16 @@ def _interpret(model: nn.Module, site: Site, seen: _Seen) -> Semantics:
     assert seen.weights is not None
     if seen.output is None:
         raise RefusedError(f"{site.router} did not run although its experts did; its logits cannot be read.")
-    if seen.output.shape[-1] != site.n_experts:
-        raise RefusedError(
-            f"{site.router} scores {seen.output.shape[-1]} classes for {site.n_experts} experts (a skip class or a "
-            "product key); this router is not captured yet, rather than captured wrongly."
-        )
     block = model.get_submodule(site.block)
-    return infer(site, block, output=seen.output, linear=seen.linear, ids=seen.ids, weights=seen.weights)
+    columns = seen.output.shape[-1]
+    if columns >= site.n_experts:
+        found = infer(site, block, output=seen.output, linear=seen.linear, ids=seen.ids, weights=seen.weights)
+        if columns == site.n_experts or found.selection is not None:
+            return found
+    raise RefusedError(
+        f"{site.router} scores {columns} classes for {site.n_experts} experts, in a way that no rule explains; "
+        "it is not captured, rather than captured wrongly."
+    )
 
 
 def _tapped(

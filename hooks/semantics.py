@@ -42,6 +42,9 @@ class Semantics:
             to the logit), or None where unproven (hash layers).
         bias: path below the block of the vector added for selection only.
         groups: (number of groups, groups kept, how a group is scored), where selection goes through groups.
+        native: the selection goes by scores in the logits' own precision, not in float32 (zaya in bfloat16).
+        skips: router classes beyond the experts that mean "no expert" (zaya has one); a slot that chose one reaches the
+            experts as id 0 with weight 0, and is missing.
         hashed: ids come from a table of token ids and not from the scores (deepseek_v4's first layers).
         selection_bias: that vector, [E].
     """
@@ -55,8 +58,14 @@ class Semantics:
     selection: str | None = None
     bias: str | None = None
     groups: tuple[int, int, str] | None = None
+    native: bool = False
+    skips: int = 0
     hashed: bool = False
     selection_bias: torch.Tensor | None = field(default=None, repr=False, compare=False)
+
+    def choices(self, ids: torch.Tensor, weights: torch.Tensor, n_experts: int) -> torch.Tensor:
+        """The router class of each slot [T, k]: the expert, or the first skip class where the slot is missing."""
+        return ids if not self.skips else ids.masked_fill(weights == 0, n_experts)
 
     @property
     def rank_by(self) -> str:
@@ -65,7 +74,9 @@ class Semantics:
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor | None:
         """Router scores over all experts, [T, E] float32, or None where the score function is unknown."""
-        return None if self.score_function is None else SCORES[self.score_function](logits.float())
+        if self.score_function is None:
+            return None
+        return SCORES[self.score_function](logits if self.native else logits.float()).float()
 
     def selection_scores(self, logits: torch.Tensor, scores: torch.Tensor | None) -> torch.Tensor | None:
         """The numbers whose largest k (inside the kept groups) were selected, [T, E], or None where unproven."""
@@ -95,15 +106,16 @@ def infer(
     """
     probabilities = _are_probabilities(output)
     sources = {"linear": linear} if probabilities else {"output": output, "linear": linear}
-    sources = {
-        name: logits for name, logits in sources.items() if logits is not None and logits.shape[-1] == site.n_experts
-    }
-    vectors = dict(_vectors(block, site.n_experts))
+    columns = output.shape[-1]
+    sources = {name: logits for name, logits in sources.items() if logits is not None and logits.shape[-1] == columns}
+    vectors = dict(_vectors(block, columns))
     found = Semantics(
         top_k=ids.shape[-1],
         logits_from=next(iter(sources), "none"),
         router_output="probabilities" if probabilities else "logits",
+        skips=columns - site.n_experts,
     )
+    ids = found.choices(ids, weights, site.n_experts)
     precision = SINGLE if weights.dtype == torch.float32 and output.dtype == torch.float32 else HALF
     best = _best_weight_rule(sources, vectors, ids, weights, precision)
     if best is not None:
@@ -116,7 +128,7 @@ def infer(
         )
     if found.logits_from == "none":
         return found
-    logits = sources[found.logits_from].float()
+    logits = sources[found.logits_from]
     return _with_selection(found, logits, ids, vectors, _group_settings(block), _has_table(block))
 
 
@@ -151,10 +163,11 @@ def _best_weight_rule(
 ) -> _WeightRule | None:
     """The best-fitting rule: weight = scaling * score / (1 or the selected sum) * (1 or a vector over experts)."""
     rules = []
+    whole = (weights != 0).all(-1)  # tokens without a missing slot
     scales = {"": None, **vectors}
     for (source, logits), (name, score), scale in product(sources.items(), SCORES.items(), scales.values()):
-        selected = score(logits.double()).gather(-1, ids)
-        target = weights.double() / (1 if scale is None else scale.double()[ids])
+        selected = score(logits.double()).gather(-1, ids)[whole]
+        target = weights.double()[whole] / (1 if scale is None else scale.double()[ids[whole]])
         ratio = target / selected
         constant = float(ratio.mean())
         rules.append(_WeightRule(_spread(ratio, ratio.mean()), source, name, False, constant))
@@ -187,15 +200,17 @@ def _with_selection(
 
     A small bias may change no selection of a small batch, so the rule with it is preferred where both fit.
     """
-    scores = found.scores(logits)
-    bases = {"logit": logits} if scores is None else {"score": scores, "logit": logits}
+    bases: dict[tuple[str, bool], torch.Tensor] = {("logit", False): logits.float()}
+    if found.score_function is not None:
+        kinds = {native: replace(found, native=native).scores(logits) for native in (False, True)}
+        bases = {("score", native): scores for native, scores in kinds.items() if scores is not None} | bases
     rules = [None] if group_settings is None else [None, (*group_settings, "max"), (*group_settings, "top-2 sum")]
     biases = {name: vector for name, vector in vectors.items() if "bias" in name and bool(vector.any())}
     additions = [*biases.items(), (None, None), *(item for item in vectors.items() if item[0] not in biases)]
-    for groups, (bias, vector), (selection, base) in product(rules, additions, bases.items()):
+    for groups, (bias, vector), ((selection, native), base) in product(rules, additions, bases.items()):
         chooser = base if vector is None else base + vector.to(base)
         if _selects(chooser, ids, groups):
-            return replace(found, selection=selection, bias=bias, groups=groups, selection_bias=vector)
+            return replace(found, selection=selection, native=native, bias=bias, groups=groups, selection_bias=vector)
     return replace(found, hashed=hashed)
 
 

@@ -208,12 +208,14 @@ class _SiteTap:
             )
         ids, weights = self._tap.real(ids), self._tap.real(weights)
         logits = None if self._logits is None else self._tap.real(self._logits)
-        order, summaries = rank_and_summarise(self.semantics, ids, weights, logits)
+        choices = self.semantics.choices(ids, weights, self.site.n_experts)
+        order, summaries = rank_and_summarise(self.semantics, choices, weights, logits)
         ranked = {name: self._ranked(values, order) for name, values in self._slots.items()}
         reading = SiteReading(
             expert=ids.gather(-1, order),
             weight=weights.gather(-1, order),
-            logits=logits if self._want.logits else None,
+            valid=choices.gather(-1, order) < self.site.n_experts if self.semantics.skips else None,
+            logits=logits[:, : self.site.n_experts] if self._want.logits and logits is not None else None,
             logsumexp=summaries["logsumexp"],
             entropy=summaries["entropy"],
             margin=summaries["margin"],
@@ -221,10 +223,17 @@ class _SiteTap:
             absmax=ranked.get("absmax"),
             vectors=ranked.get("vectors"),
         )
+        if reading.valid is not None:  # expert 0 ran for a missing slot, with weight 0: that says nothing of expert 0
+            reading.norm, reading.absmax = (
+                None if values is None else values.masked_fill(~reading.valid, torch.nan)
+                for values in (reading.norm, reading.absmax)
+            )
         if self._want.outliers:
             assert reading.absmax is not None
             largest_input = torch.linalg.vector_norm(self._tap.real(hidden), ord=torch.inf, dim=-1)
-            reading.outliers = expert_maxima(self.site.n_experts, reading.expert, reading.absmax, largest_input)
+            reading.outliers = expert_maxima(
+                self.site.n_experts, reading.expert, reading.absmax, largest_input, reading.valid
+            )
         if not self._want.experts:
             reading.norm = reading.absmax = None
         self._tap.keep(self.site, reading)

@@ -13,7 +13,7 @@ from moescope.store.batch import Batch, DocumentRow, SiteBatch
 from moescope.store.outliers import ExpertMaxima, HiddenMaximum, OutlierBatch
 
 Arrays = dict[tuple[str, ...], np.ndarray]
-SITE_FIELDS = ("expert", "weight", "logsumexp", "entropy", "margin", "logits", "norm", "absmax")
+SITE_FIELDS = ("expert", "weight", "valid", "logsumexp", "entropy", "margin", "logits", "norm", "absmax")
 
 
 class TokenTexts:

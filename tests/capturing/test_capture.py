@@ -192,6 +192,27 @@ def test_bfloat16_weights_and_logits_are_stored_to_the_bit(tmp_path: Path) -> No
     np.testing.assert_allclose(got, kept[0].numpy(), rtol=0.05, atol=0.05)
 
 
+def test_a_skipped_token_is_null_and_not_expert_0(tmp_path: Path) -> None:
+    """zaya sends a token to no expert as id 0 with weight 0."""
+    store = ms.capture(model("zaya"), ms.Corpus(rows(12)), tmp_path / "s", TIERS)
+    assert check_store(store.path) == []
+    skipped = 0
+    for site in store.sites:
+        assert site.slots_can_miss
+        routing, experts = store.routing(site.layer), store.experts(site.layer)
+        assert routing.valid is not None
+        missing = ~routing.valid
+        skipped += int(missing.sum())
+        assert np.isnan(experts.norm[missing]).all()
+        assert not np.isnan(experts.norm[~missing]).any()
+        assert (routing.weight[~missing] > 0).all()
+        outliers = store.outliers().to_pandas().query(f"layer == {site.layer}")
+        assert outliers.tokens.sum() == (~missing).sum()
+    assert skipped > 0
+    counted = ms.analysis.load(store)["count"]
+    assert int(counted.sum()) == store.n_tokens * len(store.sites) - skipped
+
+
 def test_routing_alone_writes_nothing_else(tmp_path: Path) -> None:
     store = ms.capture(model(), ms.Corpus(rows(4)), tmp_path / "s", tiers=["routing"])
     assert store.tiers == ["routing"]
