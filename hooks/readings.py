@@ -141,9 +141,17 @@ def expert_maxima(
     return ExpertMaxima(*(maxima[:n_experts] for maxima in (output, largest_input, first, row, tokens)))
 
 
+def largest_magnitude(rows: torch.Tensor) -> torch.Tensor:
+    """max |x| of each row of [N, D]: exact, NaN where a row holds one.
+
+    Two vectorised passes; the maximum norm of torch 2.13 takes four times as long on a CPU.
+    """
+    return torch.maximum(rows.amax(-1), -rows.amin(-1))
+
+
 def hidden_maximum(hidden: torch.Tensor) -> HiddenMaximum:
     """Largest magnitude in hidden states [N, H] and where it stands."""
-    per_row = torch.linalg.vector_norm(hidden, ord=torch.inf, dim=-1)
+    per_row = largest_magnitude(hidden)
     row = per_row.argmax()
     return HiddenMaximum(absmax=per_row[row].float(), row=row, channel=hidden[row].abs().argmax())
 

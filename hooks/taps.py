@@ -16,7 +16,14 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from moescope.errors import RefusedError
-from moescope.hooks.readings import Reading, SiteReading, expert_maxima, hidden_maximum, rank_and_summarise
+from moescope.hooks.readings import (
+    Reading,
+    SiteReading,
+    expert_maxima,
+    hidden_maximum,
+    largest_magnitude,
+    rank_and_summarise,
+)
 from moescope.hooks.semantics import Semantics
 from moescope.hooks.sites import Site
 from moescope.hooks.tracer import trace_weights
@@ -190,7 +197,7 @@ class _SiteTap:
         parts = {}
         if self._want.experts or self._want.outliers:
             parts["norm"] = torch.linalg.vector_norm(outputs, dim=-1, dtype=torch.float32)
-            parts["absmax"] = torch.linalg.vector_norm(outputs, ord=torch.inf, dim=-1).float()
+            parts["absmax"] = largest_magnitude(outputs).float()
         if self._want.vectors:
             parts["vectors"] = outputs
         for name, values in parts.items():
@@ -230,7 +237,7 @@ class _SiteTap:
             )
         if self._want.outliers:
             assert reading.absmax is not None
-            largest_input = torch.linalg.vector_norm(self._tap.real(hidden), ord=torch.inf, dim=-1)
+            largest_input = largest_magnitude(self._tap.real(hidden))
             reading.outliers = expert_maxima(
                 self.site.n_experts, reading.expert, reading.absmax, largest_input, reading.valid
             )
