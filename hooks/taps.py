@@ -145,6 +145,8 @@ class Tap:
 
     def _watch_layers(self) -> None:
         stacks = {site.layer_path.rpartition(".")[0] for site in self._sites}
+        if len(stacks) > 1:
+            return  # their layers share numbers: a maximum would stand for the wrong stack, so there is none
         for stack in stacks:
             for name, layer in self._model.get_submodule(stack).named_children():
                 self._undo.append(layer.register_forward_hook(self._after_layer(int(name))).remove)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import moescope as ms
-from moescope.hooks import Tap, Want, load, wrap
+from moescope.hooks import Semantics, Tap, Want, discover, load, wrap
 from moescope.hooks.model import Model
 from tests.capturing.texts import tokenizer
 from tests.zoo import build, inputs
@@ -102,6 +102,18 @@ def test_a_site_that_did_not_run_is_an_error_not_an_empty_result(hf: Any) -> Non
         tap.begin(1)
         with pytest.raises(ms.RefusedError, match="did not run"):
             tap.take()
+
+
+def test_layers_of_two_stacks_are_not_mixed_up() -> None:
+    """diffusion_gemma's encoder and decoder number their layers alike: no hidden maxima rather than the wrong ones."""
+    two = build("diffusion_gemma")
+    sites = discover(two)
+    assert len({site.layer for site in sites}) < len(sites) == len({site.key for site in sites})
+    unread = {site.key: Semantics(2, "none", "probabilities") for site in sites}
+    layers = [two.get_submodule(site.layer_path) for site in sites]
+    before = [len(layer._forward_hooks) for layer in layers]
+    with Tap(two, sites, unread, Want(outliers=True)):
+        assert [len(layer._forward_hooks) for layer in layers] == before
 
 
 def test_reading_in_grad_mode_and_of_one_token(hf: Any) -> None:
