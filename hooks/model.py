@@ -115,9 +115,14 @@ class Model:
     ) -> torch.Tensor:
         """Run the model on token ids [B, S]; logits [B, S, V].
 
-        Without ``head`` the language-model head is computed for one position only, where the model allows it.
+        Without ``head`` the language-model head is computed for one position only, where the model allows it. A model
+        with a decoder beside its encoder gets the text in both, so that row t of either is token t.
         """
         extra: dict[str, Any] = {"use_cache": False} if "use_cache" in self._parameters else {}
+        if "decoder_input_ids" in self._parameters:
+            extra["decoder_input_ids"] = input_ids
+            if "decoder_attention_mask" in self._parameters:
+                extra["decoder_attention_mask"] = attention_mask
         if not head and "logits_to_keep" in self._parameters:
             extra["logits_to_keep"] = 1
         output = self.hf(input_ids=input_ids, attention_mask=attention_mask, **extra)

@@ -79,14 +79,17 @@ class Reading:
 
 
 def rank_and_summarise(
-    semantics: Semantics, expert: torch.Tensor, weight: torch.Tensor, logits: torch.Tensor | None
+    semantics: Semantics,
+    expert: torch.Tensor,
+    weight: torch.Tensor,
+    logits: torch.Tensor | None,
+    missing: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The rank order of the slots [N, k], and logsumexp, entropy and margin [N] each."""
+    """The rank order of the slots [N, k], missing ones last, and logsumexp, entropy and margin [N] each."""
     unknown = torch.full((len(expert),), torch.nan, device=expert.device)
     if logits is None:
-        return _descending(weight.float()), {
-            "logsumexp": unknown, "entropy": unknown, "margin": unknown,
-        }  # fmt: skip
+        key = weight.float() if missing is None else weight.float().masked_fill(missing, -torch.inf)
+        return _descending(key), {"logsumexp": unknown, "entropy": unknown, "margin": unknown}
     values = logits.float()
     scores = semantics.scores(values)
     chooser = semantics.selection_scores(values, scores)
@@ -99,6 +102,8 @@ def rank_and_summarise(
         broken = margin < -ROUNDING if semantics.groups is None else torch.zeros_like(margin, dtype=torch.bool)
         key = torch.where(broken.unsqueeze(-1), weight.float(), key)
         margin = unknown if semantics.groups is not None else margin.clamp_min(0).masked_fill(broken, torch.nan)
+    if missing is not None:
+        key, margin = key.masked_fill(missing, -torch.inf), margin.masked_fill(missing.any(-1), torch.nan)
     order = _descending(key)
     return order, {
         "logsumexp": values.logsumexp(-1),
@@ -123,7 +128,7 @@ def expert_maxima(
     input_absmax: torch.Tensor,
     valid: torch.Tensor | None = None,
 ) -> ExpertMaxima:
-    """Reduce [N, k] expert-output maxima and [N] input maxima to one row for each expert, with no host round trip."""
+    """Reduce [N, k] output and input maxima of experts to one row for each expert, with no host round trip."""
     n, k = expert.shape
     # Missing slots go to one bucket more, which is cut off: a mask would have to ask the host how many they are.
     ids = (expert if valid is None else expert.masked_fill(~valid, n_experts)).flatten()
@@ -134,7 +139,7 @@ def expert_maxima(
     output = low.scatter_reduce(0, ids, values, "amax")
     at = torch.where(values == output[ids], rows, n)
     first_row = nowhere.scatter_reduce(0, ids, rows, "amin")
-    largest_input = low.scatter_reduce(0, ids, input_absmax.float()[rows], "amax")
+    largest_input = low.scatter_reduce(0, ids, input_absmax.float().flatten(), "amax")
     first = low.scatter_reduce(0, ids, torch.where(rows == first_row[ids], values, -torch.inf), "amax")
     row = nowhere.scatter_reduce(0, ids, at, "amin")
     tokens = torch.zeros_like(nowhere).scatter_add(0, ids, torch.ones_like(ids))

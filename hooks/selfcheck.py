@@ -7,17 +7,19 @@ sum(weight x expert output) against what the experts really returned. A model th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from moescope.errors import RefusedError
+from moescope.hooks.facts import Facts, Gather, OnFacts, Undo
+from moescope.hooks.readers import READERS
 from moescope.hooks.readings import SiteReading
 from moescope.hooks.semantics import Semantics, infer
 from moescope.hooks.sites import Site
-from moescope.hooks.taps import LinearWatch, Tap, Want, experts_arguments, override_forward
+from moescope.hooks.taps import Tap, Want
 
 Forward = Callable[[], torch.Tensor]
 REBUILD_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -70,21 +72,6 @@ class SelfCheck:
         }
 
 
-@dataclass
-class _Seen:
-    """What a site showed in the probing pass: plain facts, before any interpretation."""
-
-    output: torch.Tensor | None = None
-    linear: torch.Tensor | None = None
-    ids: torch.Tensor | None = None
-    weights: torch.Tensor | None = None
-    returned: torch.Tensor | None = None
-
-    @property
-    def saw_tokens(self) -> bool:
-        return self.ids is not None and self.ids.numel() > 0
-
-
 def self_check(model: nn.Module, sites: list[Site], forward: Forward, positions: int) -> SelfCheck:
     """Probe, interpret and verify every site of a model.
 
@@ -103,7 +90,7 @@ def self_check(model: nn.Module, sites: list[Site], forward: Forward, positions:
             "Two plain runs of this model differ (it draws random numbers?); what ran cannot be compared."
         )
     seen = _probe(model, sites, forward)
-    running = [site for site in sites if seen[site.key].saw_tokens]
+    running = [site for site in sites if site.key in seen]
     if not running:
         raise RefusedError("No MoE layer ran on a batch of text; there is nothing to capture.")
     semantics = {site.key: _interpret(model, site, seen[site.key]) for site in running}
@@ -114,12 +101,22 @@ def self_check(model: nn.Module, sites: list[Site], forward: Forward, positions:
     return SelfCheck(checks, True, [site.experts for site in sites if site not in running])
 
 
-def _probe(model: nn.Module, sites: list[Site], forward: Forward) -> dict[str, _Seen]:
-    seen = {site.key: _Seen() for site in sites}
-    undo: list[Callable[[], None]] = []
+def _probe(model: nn.Module, sites: list[Site], forward: Forward) -> dict[str, Facts]:
+    """Plain facts of each site that ran on some token, before any interpretation."""
+    seen: dict[str, Facts] = {}
+    undo: list[Undo] = []
+
+    def keep(site: Site) -> OnFacts:
+        def first(facts: Facts) -> None:
+            if facts.ids.numel() and site.key not in seen:
+                seen[site.key] = _copied(facts)
+
+        return first
+
     try:
         for site in sites:
-            undo += _probe_hooks(model, site, seen[site.key])
+            gather = Gather(output=True, linear=True, returned=True)
+            undo += READERS[site.reader](model, site, gather, keep(site), site.top_k).install()
         forward()
     finally:
         for remove in reversed(undo):
@@ -127,40 +124,24 @@ def _probe(model: nn.Module, sites: list[Site], forward: Forward) -> dict[str, _
     return seen
 
 
-def _probe_hooks(model: nn.Module, site: Site, seen: _Seen) -> list[Callable[[], None]]:
-    router, experts = model.get_submodule(site.router), model.get_submodule(site.experts)
-
-    def routed(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with LinearWatch() as watch:
-            output = original(*args, **kwargs)
-        first = output[0] if isinstance(output, tuple) else output
-        seen.output = first.detach().reshape(-1, first.shape[-1]).clone()
-        seen.linear = None if watch.last is None else watch.last.reshape(-1, watch.last.shape[-1]).clone()
-        return output
-
-    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        _, ids, weights = experts_arguments(module, args, kwargs)
-        seen.ids, seen.weights = ids.detach().clone(), weights.detach().clone()
-
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        seen.returned = output.detach().clone()
-
-    return [
-        override_forward(router, routed),
-        experts.register_forward_pre_hook(before, with_kwargs=True).remove,
-        experts.register_forward_hook(after).remove,
-    ]
+def _copied(facts: Facts) -> Facts:
+    """The same facts in memory of their own: the model may still write into its tensors."""
+    tensors = {name: value.clone() for name, value in vars(facts).items() if isinstance(value, torch.Tensor)}
+    return replace(facts, **tensors)
 
 
-def _interpret(model: nn.Module, site: Site, seen: _Seen) -> Semantics:
-    assert seen.ids is not None
-    assert seen.weights is not None
+def _interpret(model: nn.Module, site: Site, seen: Facts) -> Semantics:
     if seen.output is None:
         raise RefusedError(f"{site.router} did not run although its experts did; its logits cannot be read.")
-    block = model.get_submodule(site.block)
+    block, router = model.get_submodule(site.block), model.get_submodule(site.router)
     columns = seen.output.shape[-1]
     if columns >= site.n_experts:
-        found = infer(site, block, output=seen.output, linear=seen.linear, ids=seen.ids, weights=seen.weights)
+        found = infer(
+            site, block, output=seen.output, linear=seen.linear,
+            ids=seen.ids, weights=seen.weights, missing=seen.missing,
+        )  # fmt: skip
+        drops = seen.missing is not None or hasattr(router, "expert_capacity")
+        found = replace(found, drops=drops, weight_on=READERS[site.reader].weight_on)
         if columns == site.n_experts or found.selection is not None:
             return found
     raise RefusedError(
@@ -185,11 +166,13 @@ def _tapped(
             return logits, tap.take().sites, str(refusal)
 
 
-def _verify(site: Site, semantics: Semantics, seen: _Seen, reading: SiteReading, note: str) -> SiteCheck:
+def _verify(site: Site, semantics: Semantics, seen: Facts, reading: SiteReading, note: str) -> SiteCheck:
     ids, weights = reading.expert, reading.weight
-    if int(ids.min()) < 0 or int(ids.max()) >= site.n_experts:
+    present = torch.ones_like(ids, dtype=torch.bool) if reading.valid is None else reading.valid
+    if bool(((ids < 0) | (ids >= site.n_experts))[present].any()):
         raise RefusedError(f"{site.experts} receives expert ids outside 0..{site.n_experts - 1} (expert parallel?).")
-    if (ids.sort(-1).values.diff(dim=-1) == 0).any():
+    apart = site.n_experts + torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
+    if (torch.where(present, ids, apart).sort(-1).values.diff(dim=-1) == 0).any():
         raise RefusedError(f"{site.experts} receives the same expert twice for one token.")
     if not torch.isfinite(weights).all():
         raise RefusedError(f"{site.experts} receives routing weights that are not finite.")
@@ -198,9 +181,11 @@ def _verify(site: Site, semantics: Semantics, seen: _Seen, reading: SiteReading,
     if reading.vectors is None:
         return SiteCheck(site, semantics, dtypes, None, linear, note)
     assert seen.returned is not None
-    if torch.isnan(reading.vectors).any():
+    if torch.isnan(reading.vectors[present]).any():
         raise RefusedError(f"{site.experts}: some selected experts gave no output, or NaN.")
-    rebuilt = (reading.vectors.double() * weights.double().unsqueeze(-1)).sum(1)
+    coefficients = torch.ones_like(weights) if semantics.weight_on == "input" else weights
+    outputs = reading.vectors.double().masked_fill(~present.unsqueeze(-1), 0)
+    rebuilt = seen.factor * (outputs * coefficients.double().unsqueeze(-1)).sum(1)
     returned = seen.returned.reshape(rebuilt.shape).double()
     error = float((rebuilt - returned).norm() / returned.norm().clamp_min(1e-30))
     if error > REBUILD_TOLERANCE.get(seen.returned.dtype, HALF_TOLERANCE):

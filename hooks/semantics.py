@@ -45,6 +45,8 @@ class Semantics:
         native: the selection goes by scores in the logits' own precision, not in float32 (zaya in bfloat16).
         skips: router classes beyond the experts that mean "no expert" (zaya has one); a slot that chose one reaches the
             experts as id 0 with weight 0, and is missing.
+        drops: a slot can stay empty because its expert's capacity is used up (switch_transformers, nllb_moe).
+        weight_on: what the weight multiplies: the expert's "output", or (llama4) its "input".
         hashed: ids come from a table of token ids and not from the scores (deepseek_v4's first layers).
         selection_bias: that vector, [E].
     """
@@ -60,12 +62,19 @@ class Semantics:
     groups: tuple[int, int, str] | None = None
     native: bool = False
     skips: int = 0
+    drops: bool = False
+    weight_on: str = "output"
     hashed: bool = False
     selection_bias: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     def choices(self, ids: torch.Tensor, weights: torch.Tensor, n_experts: int) -> torch.Tensor:
         """The router class of each slot [T, k]: the expert, or the first skip class where the slot is missing."""
         return ids if not self.skips else ids.masked_fill(weights == 0, n_experts)
+
+    @property
+    def can_miss(self) -> bool:
+        """Whether a slot may hold no expert."""
+        return self.skips > 0 or self.drops
 
     @property
     def rank_by(self) -> str:
@@ -94,6 +103,7 @@ def infer(
     linear: torch.Tensor | None,
     ids: torch.Tensor,
     weights: torch.Tensor,
+    missing: torch.Tensor | None = None,
 ) -> Semantics:
     """Find the hypothesis that reproduces a batch's ids and weights.
 
@@ -103,7 +113,12 @@ def infer(
         output: first item of the router's output, [T, columns].
         linear: output of the router's last linear, [T, columns], if one was seen.
         ids, weights: what the experts received, [T, k].
+        missing: True [T, k] where a slot stayed empty; such tokens prove nothing and are left out.
     """
+    if missing is not None:
+        whole = ~missing.any(-1)
+        output, ids, weights = output[whole], ids[whole], weights[whole]
+        linear = None if linear is None else linear[whole]
     probabilities = _are_probabilities(output)
     sources = {"linear": linear} if probabilities else {"output": output, "linear": linear}
     columns = output.shape[-1]
@@ -185,6 +200,9 @@ def _best_weight_rule(
 
 
 def _spread(values: torch.Tensor, centre: torch.Tensor) -> float:
+    """Largest relative distance from the centre; without any value nothing fits."""
+    if not values.numel():
+        return float("inf")
     return float(((values - centre) / centre).abs().max())
 
 

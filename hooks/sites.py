@@ -1,16 +1,20 @@
 """Find the MoE layers of a model from what transformers declares about itself, not from a list of model names.
 
-Two declarations are enough. A class decorated with ``use_experts_implementation`` marks its instances with the flags of
-its experts; and ``PreTrainedModel._can_record_outputs["router_logits"]`` names the router's class. A *site* is one such
-pair inside one block.
+A class decorated with ``use_experts_implementation`` marks its instances with the flags of its experts, and
+``PreTrainedModel._can_record_outputs["router_logits"]`` names the router's class. Beside a router, `experts` that take
+(hidden, ids, weights), and `experts` that are a list of modules (remote code, transformers 4), tell themselves by their
+shape. Four blocks follow no contract but their own: `EXCEPTIONS`, each with its evidence. A *site* is one router with
+its experts inside one block.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from moescope.errors import RefusedError
@@ -25,6 +29,44 @@ TOP_K_NAMES = (
 
 
 @dataclass(frozen=True)
+class Shape:
+    """How a block that follows no contract is read: by which reader, where its router is, and why."""
+
+    reader: str
+    router: str
+    experts: str
+    evidence: str
+
+
+EXCEPTIONS = {  # by class name of the block; read in transformers 5.23
+    "Llama4TextMoe": Shape(
+        "scaled input",
+        "router",
+        "experts",
+        "experts take [E * T, D], every token for every expert, multiplied by the score before: f(w x), not w f(x)",
+    ),
+    "JetMoeMoE": Shape(
+        "plan",
+        "router",
+        "",
+        "no experts module; the router returns (sorted slots, token ids, gates, counts, logits)",
+    ),
+    "JetMoeMoA": Shape(
+        "plan",
+        "router",
+        "",
+        "attention is a second mixture, run by plain methods `map` and `reduce` on which module hooks never fire",
+    ),
+    "DogeCDMoE": Shape(
+        "product keys",
+        "router_gate",
+        "",
+        "experts are rows of two embeddings found by product keys; no module receives weights",
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Site:
     """One MoE layer of a model: where its parts are and how many experts it has.
 
@@ -35,8 +77,9 @@ class Site:
         block, router, experts: module paths; ``layer_path`` is the decoder layer around them.
         shared: module paths of shared experts inside the block or beside it; one module may hold several.
         n_shared: shared experts, as the configuration counts them.
-        n_experts: routed experts, E.
+        n_experts: routed experts, E; those that compute nothing (longcat_flash's identities) count.
         top_k: experts for each token as declared, k; None where nothing declares it before a forward.
+        reader: how the site is read, a key of `readers.READERS`.
     """
 
     key: str
@@ -50,6 +93,7 @@ class Site:
     n_shared: int
     n_experts: int
     top_k: int | None
+    reader: str = "call"
 
 
 def discover(model: nn.Module) -> list[Site]:
@@ -60,9 +104,7 @@ def discover(model: nn.Module) -> list[Site]:
     """
     modules = dict(model.named_modules())
     routers = _declared_routers(model)
-    found = [
-        _site(modules, routers, path, ordinal) for ordinal, path in enumerate(_dispatched_experts(modules, routers))
-    ]
+    found = [_site(modules, routers, place, ordinal) for ordinal, place in enumerate(_places(modules, routers))]
     if not found:
         raise RefusedError(_why_nothing(model, routers))
     return _with_unique_keys(found)
@@ -72,15 +114,56 @@ def active_parameters(hf: nn.Module, sites: list[Site], top_k: Mapping[str, int]
     """Parameters that one token meets: all but those of the experts it is not sent to."""
     idle = 0
     for site in sites:
-        experts = sum(parameter.numel() for parameter in hf.get_submodule(site.experts).parameters())
+        module, router = hf.get_submodule(site.experts), hf.get_submodule(site.router)
+        ours = list(module.parameters())
+        if site.experts == site.block:  # the block itself holds the experts, beside a router and perhaps a dense part
+            parts = [part for part in module.children() if part is not router and not isinstance(part, nn.Linear)]
+            ours = [parameter for part in parts for parameter in part.parameters()]
+        experts = sum(parameter.numel() for parameter in ours)
         idle += experts * (site.n_experts - top_k[site.key]) // site.n_experts
     return sum(parameter.numel() for parameter in hf.parameters()) - idle
 
 
-def _dispatched_experts(modules: dict[str, nn.Module], routers: set[str]) -> Iterator[str]:
+def expert_modules(experts: nn.Module) -> dict[int, nn.Module]:
+    """The experts of a list or dictionary of modules by number; nllb_moe's dictionary also holds a dropout."""
+    numbered = ((re.search(r"\d+$", name), expert) for name, expert in experts.named_children())
+    return {int(match[0]): expert for match, expert in numbered if match is not None}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where experts stand, and how they are read."""
+
+    experts: str
+    reader: str
+    block: str | None = None
+    router: str | None = None
+
+
+def _places(modules: dict[str, nn.Module], routers: set[str]) -> Iterator[_Place]:
+    inside: tuple[str, ...] = ()
     for path, module in modules.items():
-        if hasattr(module, "_is_expert_parallel") and hasattr(module, "is_concatenated"):
-            yield path
+        if path.startswith(inside):
+            continue
+        shape = EXCEPTIONS.get(type(module).__name__)
+        if shape is not None:
+            inside = (*inside, f"{path}.")
+            yield _Place(_join(path, shape.experts), shape.reader, path, _join(path, shape.router))
+        elif hasattr(module, "_is_expert_parallel") and hasattr(module, "is_concatenated"):
+            yield _Place(path, "call")
+        elif path.rpartition(".")[2] == "experts":
+            parent = path.rpartition(".")[0]
+            if isinstance(module, nn.ModuleList | nn.ModuleDict):
+                if len(expert_modules(module)) > 1 and _routers_in(modules, routers, parent):
+                    yield _Place(path, "modules")
+            elif _takes_ids_and_weights(module) and _routers_in(modules, routers, parent):
+                yield _Place(path, "call")
+
+
+def _takes_ids_and_weights(experts: nn.Module) -> bool:
+    """Whether a module is called as experts(hidden, ids, weights), as far as its signature tells."""
+    parameters = inspect.signature(experts.forward).parameters.values()
+    return len([p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]) == 3
 
 
 def _declared_routers(model: nn.Module) -> set[str]:
@@ -95,8 +178,12 @@ def _declared_routers(model: nn.Module) -> set[str]:
     return {path for path, module in model.named_modules() if isinstance(module, tuple(classes))}
 
 
-def _site(modules: dict[str, nn.Module], routers: set[str], experts: str, ordinal: int) -> Site:
-    block, router = _router_beside(modules, routers, experts)
+def _site(modules: dict[str, nn.Module], routers: set[str], place: _Place, ordinal: int) -> Site:
+    experts = place.experts
+    if place.block is not None and place.router is not None:
+        block, router = place.block, place.router
+    else:
+        block, router = _router_beside(modules, routers, experts)
     layer_path, layer = _layer_of(modules, experts)
     holders = (block, layer_path) if block != layer_path else (block,)
     shared = tuple(path for holder in holders for name in SHARED_NAMES if (path := _join(holder, name)) in modules)
@@ -110,8 +197,9 @@ def _site(modules: dict[str, nn.Module], routers: set[str], experts: str, ordina
         experts=experts,
         shared=shared,
         n_shared=_count_shared(modules, block, shared),
-        n_experts=_count_experts(modules[experts]),
+        n_experts=_count_experts(modules[experts], modules[router]),
         top_k=_declared_top_k(modules, block, router),
+        reader=place.reader,
     )
 
 
@@ -120,11 +208,7 @@ def _router_beside(modules: dict[str, nn.Module], routers: set[str], experts: st
     block = experts
     while block:
         block = block.rpartition(".")[0]
-        inside = [path for path, _ in modules[block].named_modules(prefix=block) if path != block]
-        declared = [path for path in inside if path in routers]
-        # deepseek_v4's hash layers use a second router class that no recorder names; the attribute's name is the same.
-        named = [path for path in inside if path.rpartition(".")[2] in ROUTER_NAMES]
-        candidates = declared or named
+        candidates = _routers_in(modules, routers, block)
         if candidates:
             return block, min(candidates, key=len)
     raise RefusedError(
@@ -132,19 +216,32 @@ def _router_beside(modules: dict[str, nn.Module], routers: set[str], experts: st
     )
 
 
+def _routers_in(modules: dict[str, nn.Module], routers: set[str], block: str) -> list[str]:
+    inside = [path for path, _ in modules[block].named_modules(prefix=block) if path != block]
+    declared = [path for path in inside if path in routers]
+    # deepseek_v4's hash layers use a second router class that no recorder names; the attribute's name is the same.
+    return declared or [path for path in inside if path.rpartition(".")[2] in ROUTER_NAMES]
+
+
 def _layer_of(modules: dict[str, nn.Module], path: str) -> tuple[str, int]:
-    """The innermost numbered ancestor (a decoder layer) and its number."""
-    numbered = [m.end() for m in re.finditer(r"\.\d+(?=\.|$)", path)]
-    for end in reversed(numbered):
+    """The outermost numbered ancestor (a decoder layer, not a part of one) and its number."""
+    for end in (m.end() for m in re.finditer(r"\.\d+(?=\.|$)", path)):
         layer_path = path[:end]
         if isinstance(modules[layer_path.rpartition(".")[0]], nn.ModuleList):
             return layer_path, int(layer_path.rpartition(".")[2])
     raise RefusedError(f"The experts at {path} are not inside a numbered layer; cannot say which layer they belong to.")
 
 
-def _count_experts(experts: nn.Module) -> int:
+def _count_experts(experts: nn.Module, router: nn.Module) -> int:
+    if isinstance(experts, nn.ModuleList | nn.ModuleDict):
+        return len(expert_modules(experts))
+    total = getattr(experts, "total_experts", None)  # longcat_flash: identities too, which have no weights
+    if isinstance(total, int):
+        return total
     down = getattr(experts, "down_proj", None)
-    return int(down.shape[0]) if down is not None else int(experts.num_experts)  # type: ignore[arg-type]
+    if isinstance(down, torch.Tensor) and down.ndim == 3:
+        return int(down.shape[0])
+    return int(getattr(experts, "num_experts", None) or router.num_experts)  # type: ignore[arg-type]
 
 
 def _count_shared(modules: dict[str, nn.Module], block: str, shared: tuple[str, ...]) -> int:
@@ -183,8 +280,8 @@ def _why_nothing(model: nn.Module, routers: set[str]) -> str:
     found = sorted(routers) or experts
     if found:
         return (
-            f"{name} has Mixture-of-Experts parts ({found[0]}, …) but its experts are not dispatched through "
-            "transformers' experts interface; it is not captured yet, rather than captured wrongly."
+            f"{name} has Mixture-of-Experts parts ({found[0]}, …) of a shape that is not known to MoEscope; "
+            "it is not captured, rather than captured wrongly."
         )
     return f"{name} is a dense model: it has no Mixture-of-Experts layer. `moescope models` lists models that do."
 

@@ -6,16 +6,16 @@ leaves a `Reading`. Leaving the block removes every hook, whatever happened insi
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from moescope.errors import RefusedError
+from moescope.hooks.facts import Facts, Gather
+from moescope.hooks.readers import READERS
 from moescope.hooks.readings import (
     Reading,
     SiteReading,
@@ -26,7 +26,6 @@ from moescope.hooks.readings import (
 )
 from moescope.hooks.semantics import Semantics
 from moescope.hooks.sites import Site
-from moescope.hooks.tracer import trace_weights
 
 
 @dataclass(frozen=True)
@@ -38,24 +37,14 @@ class Want:
     outliers: bool = False
     vectors: bool = False
 
-    @property
-    def outputs(self) -> bool:
-        """Whether expert outputs must be observed at all."""
-        return self.experts or self.outliers or self.vectors
-
-
-class LinearWatch(TorchFunctionMode):
-    """Remembers the last linear map inside its scope: a router's own projection, before anything is done to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last: torch.Tensor | None = None
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is nn.functional.linear:
-            self.last = result.detach()
-        return result
+    def gather(self, semantics: Semantics) -> Gather:
+        """What a site's reader must gather for this."""
+        return Gather(
+            output=semantics.logits_from == "output",
+            linear=semantics.logits_from == "linear",
+            magnitudes=self.experts or self.outliers,
+            vectors=self.vectors,
+        )
 
 
 class Tap:
@@ -81,7 +70,7 @@ class Tap:
     def __enter__(self) -> Tap:
         try:
             for site in self._sites:
-                self._install(_SiteTap(self, site, self._semantics[site.key], self._want))
+                self._install(site, self._semantics[site.key])
             if self._want.outliers:
                 self._watch_layers()
         except BaseException:
@@ -128,20 +117,56 @@ class Tap:
             )
         return values.detach().clone() if self._rows is None else values.detach().index_select(0, self._rows)
 
-    def keep(self, site: Site, reading: SiteReading) -> None:
-        """Store a site's reading; a site that runs twice in one forward pass is refused."""
-        if site.key in self._reading.sites:
-            raise RefusedError(f"{site.experts} ran twice in one forward pass; its tokens cannot be told apart.")
-        self._reading.sites[site.key] = reading
+    def _install(self, site: Site, semantics: Semantics) -> None:
+        def keep(facts: Facts) -> None:
+            if site.key in self._reading.sites:
+                raise RefusedError(f"{site.experts} ran twice in one forward pass; its tokens cannot be told apart.")
+            self._reading.sites[site.key] = self._read(site, semantics, facts)
 
-    def _install(self, tap: _SiteTap) -> None:
-        router, experts = self._model.get_submodule(tap.site.router), self._model.get_submodule(tap.site.experts)
-        if tap.semantics.logits_from == "linear":
-            self._undo.append(override_forward(router, tap.run_router))
-        else:
-            self._undo.append(router.register_forward_hook(tap.after_router).remove)
-        self._undo.append(experts.register_forward_pre_hook(tap.before_experts, with_kwargs=True).remove)
-        self._undo.append(experts.register_forward_hook(tap.after_experts).remove)
+        reader = READERS[site.reader](self._model, site, self._want.gather(semantics), keep, semantics.top_k)
+        self._undo += reader.install()
+
+    def _read(self, site: Site, semantics: Semantics, facts: Facts) -> SiteReading:
+        """Facts of all rows as a reading of the real ones: slots in rank order, summaries, maxima."""
+        ids, weights = self.real(facts.ids), self.real(facts.weights)
+        missing = None if facts.missing is None else self.real(facts.missing)
+        if missing is not None and not semantics.drops:
+            raise RefusedError(f"{site.block} left slots empty, which it did not do when it was checked.")
+        logits = facts.linear if semantics.logits_from == "linear" else facts.output
+        logits = None if logits is None else self.real(logits)
+        choices = semantics.choices(ids, weights, site.n_experts)
+        order, summaries = rank_and_summarise(semantics, choices, weights, logits, missing)
+        slots = {name: self._ranked(values, order) for name, values in facts.slots.items()}
+        reading = SiteReading(
+            expert=ids.gather(-1, order),
+            weight=weights.gather(-1, order),
+            valid=_valid(site, semantics, choices, missing, order),
+            logits=logits[:, : site.n_experts] if self._want.logits and logits is not None else None,
+            **summaries,
+            **slots,
+        )
+        if reading.valid is not None:  # whatever ran for a missing slot, with weight 0, says nothing of an expert
+            reading.norm, reading.absmax = (
+                None if values is None else values.masked_fill(~reading.valid, torch.nan)
+                for values in (reading.norm, reading.absmax)
+            )
+        if self._want.outliers:
+            assert reading.absmax is not None
+            largest_input = largest_magnitude(self.real(facts.hidden)).unsqueeze(-1).expand_as(reading.expert)
+            if READERS[site.reader].weight_on == "input":
+                largest_input = largest_input * reading.weight
+            reading.outliers = expert_maxima(
+                site.n_experts, reading.expert, reading.absmax, largest_input, reading.valid
+            )
+        if not self._want.experts:
+            reading.norm = reading.absmax = None
+        return reading
+
+    def _ranked(self, values: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+        k = order.shape[-1]
+        per_token = self.real(values.reshape(-1, k, *values.shape[1:]))
+        index = order if per_token.ndim == 2 else order.unsqueeze(-1).expand_as(per_token)
+        return per_token.gather(1, index)
 
     def _watch_layers(self) -> None:
         stacks = {site.layer_path.rpartition(".")[0] for site in self._sites}
@@ -160,124 +185,12 @@ class Tap:
         return hook
 
 
-class _SiteTap:
-    """The hooks of one site, and what they have seen so far in this forward pass."""
-
-    def __init__(self, tap: Tap, site: Site, semantics: Semantics, want: Want) -> None:
-        self.site, self.semantics = site, semantics
-        self._tap, self._want = tap, want
-        self._logits: torch.Tensor | None = None
-        self._slots: dict[str, torch.Tensor] = {}
-        self._inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-
-    def after_router(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.semantics.logits_from != "none":
-            self._see_logits(output[0] if isinstance(output, tuple) else output)
-
-    def run_router(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with LinearWatch() as watch:
-            output = original(*args, **kwargs)
-        self._see_logits(watch.last)
-        return output
-
-    def _see_logits(self, logits: torch.Tensor | None) -> None:
-        self._logits = None if logits is None else logits.detach().reshape(-1, logits.shape[-1])
-
-    def before_experts(
-        self, module: nn.Module, args: Any, kwargs: Any
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        hidden, ids, weights = experts_arguments(module, args, kwargs)
-        self._inputs = (hidden.detach().reshape(-1, hidden.shape[-1]), ids.detach(), weights.detach())
-        self._slots = {}
-        if not self._want.outputs:
-            return None
-        return (hidden, ids, trace_weights(weights, self._observe)), {}
-
-    def _observe(self, outputs: torch.Tensor, slots: torch.Tensor) -> None:
-        """Place what is wanted of some expert outputs [rows, D] at their slots."""
-        n_slots = self._inputs[1].numel() if self._inputs is not None else 0
-        parts = {}
-        if self._want.experts or self._want.outliers:
-            parts["norm"] = torch.linalg.vector_norm(outputs, dim=-1, dtype=torch.float32)
-            parts["absmax"] = largest_magnitude(outputs).float()
-        if self._want.vectors:
-            parts["vectors"] = outputs
-        for name, values in parts.items():
-            if name not in self._slots:
-                self._slots[name] = values.new_full((n_slots, *values.shape[1:]), torch.nan)
-            self._slots[name][slots] = values
-
-    def after_experts(self, module: nn.Module, args: Any, output: Any) -> None:
-        assert self._inputs is not None, "experts finished without having started"
-        hidden, ids, weights = self._inputs
-        if self._want.outputs and not self._slots:
-            raise RefusedError(
-                f"{self.site.experts} ({type(module).__name__}) does not multiply its experts' outputs by the routing "
-                "weights in a way that can be observed (a fused kernel?); capture the routing and logits tiers only."
-            )
-        ids, weights = self._tap.real(ids), self._tap.real(weights)
-        logits = None if self._logits is None else self._tap.real(self._logits)
-        choices = self.semantics.choices(ids, weights, self.site.n_experts)
-        order, summaries = rank_and_summarise(self.semantics, choices, weights, logits)
-        ranked = {name: self._ranked(values, order) for name, values in self._slots.items()}
-        reading = SiteReading(
-            expert=ids.gather(-1, order),
-            weight=weights.gather(-1, order),
-            valid=choices.gather(-1, order) < self.site.n_experts if self.semantics.skips else None,
-            logits=logits[:, : self.site.n_experts] if self._want.logits and logits is not None else None,
-            logsumexp=summaries["logsumexp"],
-            entropy=summaries["entropy"],
-            margin=summaries["margin"],
-            norm=ranked.get("norm"),
-            absmax=ranked.get("absmax"),
-            vectors=ranked.get("vectors"),
-        )
-        if reading.valid is not None:  # expert 0 ran for a missing slot, with weight 0: that says nothing of expert 0
-            reading.norm, reading.absmax = (
-                None if values is None else values.masked_fill(~reading.valid, torch.nan)
-                for values in (reading.norm, reading.absmax)
-            )
-        if self._want.outliers:
-            assert reading.absmax is not None
-            largest_input = largest_magnitude(self._tap.real(hidden))
-            reading.outliers = expert_maxima(
-                self.site.n_experts, reading.expert, reading.absmax, largest_input, reading.valid
-            )
-        if not self._want.experts:
-            reading.norm = reading.absmax = None
-        self._tap.keep(self.site, reading)
-        self._inputs, self._logits, self._slots = None, None, {}
-
-    def _ranked(self, values: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        k = order.shape[-1]
-        per_token = self._tap.real(values.reshape(-1, k, *values.shape[1:]))
-        index = order if per_token.ndim == 2 else order.unsqueeze(-1).expand_as(per_token)
-        return per_token.gather(1, index)
-
-
-def experts_arguments(module: nn.Module, args: Any, kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hidden states, ids [T, k] and weights [T, k] of an experts call; families differ in names, not in order."""
-    if kwargs:
-        args = tuple(inspect.signature(module.forward).bind(*args, **kwargs).arguments.values())
-    return args[0], args[1], args[2]
-
-
-def override_forward(module: nn.Module, run: Callable[..., Any]) -> Callable[[], None]:
-    """Let ``run(original, *args, **kwargs)`` stand round a module's forward; gives the function that undoes it.
-
-    Needed where a hook is too late or too early: only inside the forward can its own linear map be seen.
-    """
-    mine = "forward" in module.__dict__
-    original = module.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return run(original, *args, **kwargs)
-
-    def undo() -> None:
-        if mine:
-            module.forward = original  # type: ignore[method-assign]
-        else:
-            del module.__dict__["forward"]
-
-    module.forward = forward  # type: ignore[method-assign]
-    return undo
+def _valid(
+    site: Site, semantics: Semantics, choices: torch.Tensor, missing: torch.Tensor | None, order: torch.Tensor
+) -> torch.Tensor | None:
+    """Which ranked slots [N, k] hold an expert; None where all always do."""
+    if semantics.skips:
+        return choices.gather(-1, order) < site.n_experts
+    if semantics.drops:
+        return torch.ones_like(order, dtype=torch.bool) if missing is None else ~missing.gather(-1, order)
+    return None

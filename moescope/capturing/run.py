@@ -254,7 +254,7 @@ def _site_record(model: Model, key: str) -> SiteRecord:
         path=site.block,
         n_experts=site.n_experts,
         top_k=semantics.top_k,
-        slots_can_miss=semantics.skips > 0,
+        slots_can_miss=semantics.can_miss,
         score_function=semantics.score_function or "unknown",
         router_output=semantics.router_output,  # type: ignore[arg-type]
         selection=Selection(

@@ -1,0 +1,63 @@
+"""Read sites whose experts are one module, called once as ``experts(hidden, ids [T, k], weights [T, k])``.
+
+This is the contract of 67 of transformers' 72 families. The arguments of that call are what is really computed: the
+safest place to read ids and weights. Expert outputs are observed where the weights multiply them (`tracer`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from moescope.errors import RefusedError
+from moescope.hooks.facts import Facts, Gather, OnFacts, Reader, Slots, Undo, flat
+from moescope.hooks.routers import RouterWatch
+from moescope.hooks.sites import Site
+from moescope.hooks.tracer import trace_weights
+
+
+class CallReader(Reader):
+    """Hooks before and after the call of the experts module, and on the router."""
+
+    def __init__(self, model: nn.Module, site: Site, gather: Gather, on_facts: OnFacts, top_k: int | None) -> None:
+        super().__init__(model, site, gather, on_facts, top_k)
+        self._words = RouterWatch(self.router, gather)
+        self._inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._slots = Slots(0, gather)
+
+    def install(self) -> list[Undo]:
+        return [
+            *self._words.install(),
+            self.experts.register_forward_pre_hook(self._before, with_kwargs=True).remove,
+            self.experts.register_forward_hook(self._after).remove,
+        ]
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        hidden, ids, weights = experts_arguments(module, args, kwargs)
+        self._inputs = (flat(hidden), flat(ids), flat(weights))
+        if not self.gather.outputs:
+            return None
+        self._slots = Slots(weights.numel(), self.gather)
+        return (hidden, ids, trace_weights(weights, self._slots.put)), {}
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        assert self._inputs is not None, "experts finished without having started"
+        if self.gather.outputs and not self._slots.values and self._inputs[0].numel():
+            raise RefusedError(
+                f"{self.site.experts} ({type(module).__name__}) does not multiply its experts' outputs by the routing "
+                "weights in a way that can be observed (a fused kernel?); capture the routing and logits tiers only."
+            )
+        hidden, ids, weights = self._inputs
+        self._inputs = None
+        returned = flat(output) if self.gather.returned else None
+        self.on_facts(Facts(hidden, ids, weights, slots=self._slots.values, returned=returned, **self._words.take()))
+
+
+def experts_arguments(module: nn.Module, args: Any, kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hidden states, ids [T, k] and weights [T, k] of an experts call; families differ in names, not in order."""
+    if kwargs:
+        args = tuple(inspect.signature(module.forward).bind(*args, **kwargs).arguments.values())
+    return args[0], args[1], args[2]
