@@ -77,7 +77,8 @@ class Site:
         block, router, experts: module paths; ``layer_path`` is the decoder layer around them.
         shared: module paths of shared experts inside the block or beside it; one module may hold several.
         n_shared: shared experts, as the configuration counts them.
-        n_experts: routed experts, E; those that compute nothing (longcat_flash's identities) count.
+        n_experts: routed experts, E; those that compute nothing count.
+        zero_experts: how many of them, the last ones, return their input (longcat_flash's zero-computation experts).
         top_k: experts for each token as declared, k; None where nothing declares it before a forward.
         reader: how the site is read, a key of `readers.READERS`.
     """
@@ -94,6 +95,7 @@ class Site:
     n_experts: int
     top_k: int | None
     reader: str = "call"
+    zero_experts: int = 0
 
 
 def discover(model: nn.Module) -> list[Site]:
@@ -200,6 +202,7 @@ def _site(modules: dict[str, nn.Module], routers: set[str], place: _Place, ordin
         n_experts=_count_experts(modules[experts], modules[router]),
         top_k=_declared_top_k(modules, block, router),
         reader=place.reader,
+        zero_experts=int(getattr(modules[experts], "zero_expert_num", 0)),
     )
 
 

@@ -263,6 +263,8 @@ def _site_record(model: Model, key: str) -> SiteRecord:
         renormalised=semantics.renormalised,
         scaling=semantics.scaling,
         shared_experts=site.n_shared,
+        zero_experts=site.zero_experts,
+        weight_on=semantics.weight_on,  # type: ignore[arg-type]
         weight_dtype=model.dtypes[key].weight,  # type: ignore[arg-type]
         logit_dtype=model.dtypes[key].logits,  # type: ignore[arg-type]
         rank_by=semantics.rank_by,

@@ -104,6 +104,8 @@ class SiteRecord(_Record):
     renormalised: bool | None = None
     scaling: float | None = None
     shared_experts: int = 0
+    zero_experts: int = 0  # of n_experts, the last ones: they return their input (longcat_flash)
+    weight_on: Literal["output", "input"] = "output"  # llama4 weights an expert's input: f(w x), not w f(x)
     id_dtype: IdName | None = None
     weight_dtype: FloatName = "float32"
     logit_dtype: FloatName = "float32"
