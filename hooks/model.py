@@ -121,12 +121,24 @@ class Model:
         extra: dict[str, Any] = {"use_cache": False} if "use_cache" in self._parameters else {}
         if "decoder_input_ids" in self._parameters:
             extra["decoder_input_ids"] = input_ids
-            if "decoder_attention_mask" in self._parameters:
-                extra["decoder_attention_mask"] = attention_mask
+            if self._parameters & {"decoder_attention_mask", "decoder_position_ids"} == {"decoder_attention_mask"}:
+                extra["decoder_attention_mask"] = attention_mask  # that of a canvas has another shape: see `own_batch`
         if not head and "logits_to_keep" in self._parameters:
             extra["logits_to_keep"] = 1
         output = self.hf(input_ids=input_ids, attention_mask=attention_mask, **extra)
         return output.logits if hasattr(output, "logits") else output[0]
+
+    @cached_property
+    def own_batch(self) -> str | None:
+        """Why a text must be run in a batch of its own for its routing to be its own; None where it need not be."""
+        routers = [self.hf.get_submodule(site.router) for site in self.sites]
+        if any(site.reader == "product keys" for site in self.sites):
+            return "its router mixes the tokens of a batch"
+        if any(hasattr(router, "moe_eval_capacity_token_fraction") for router in routers):
+            return "its experts' capacity is counted over the batch"
+        if "decoder_position_ids" in self._parameters:
+            return "its canvas sees the padding of its text"
+        return None
 
     @cached_property
     def _parameters(self) -> set[str]:

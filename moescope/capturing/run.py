@@ -63,7 +63,8 @@ def capture(
             (norm and largest magnitude of each selected expert's output) and "outliers" (maxima by expert and layer).
         loss: also store each token's loss in nats, given the tokens before it in its context.
         max_length: tokens of context; longer documents are cut. By default 2048 or the model's own limit.
-        batch_tokens: padded tokens of one forward pass.
+        batch_tokens: padded tokens of one forward pass; models whose texts need a batch of their own (doge, nllb_moe,
+            diffusion_gemma: `Model.own_batch` says why) get one text each.
         shard_tokens: tokens after which a shard is closed.
         compress_logits: compress the logits tier (zstd): smaller for bf16 models, slower to read.
         resume: go on with an interrupted capture in ``out``.
@@ -82,6 +83,8 @@ def capture(
     if model.tokenizer is None:
         raise MoescopeError("This model was wrapped without a tokenizer; pass one: moescope.wrap(hf_model, tokenizer).")
     census = corpus.census()
+    if model.own_batch is not None:
+        batch_tokens = 1  # one text for each forward pass: in company its routing would not be its own
     settings = {
         "batch_tokens": batch_tokens,
         "shard_tokens": shard_tokens,
