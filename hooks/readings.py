@@ -25,7 +25,8 @@ class SiteReading:
         expert: selected experts [N, k] int64.  weight: the weights really multiplied in [N, k], the router's dtype.
         logits: router logits [N, E], the router's dtype.
         logsumexp, entropy, margin: of logits, of the normalised scores (nats), and between the last selected and the
-            first rejected selection score; [N] float32, NaN where the router's rule is unproven.
+            first rejected selection score (inside the kept groups, where there are groups); [N] float32, NaN where
+            the router's rule is unproven.
         norm, absmax: L2 norm and largest magnitude of each expert's unweighted output [N, k] float32.
         vectors: unweighted outputs themselves [N, k, D], for the self-check.
         outliers: per-expert maxima, where the outliers tier is wanted.
@@ -99,9 +100,11 @@ def rank_and_summarise(
         key = chooser.gather(-1, expert)
         margin = key.min(-1).values - chooser.scatter(-1, expert, -torch.inf).max(-1).values
         # Where a rejected expert beats a selected one, the rule that the self-check proved does not hold for this row.
-        broken = margin < -ROUNDING if semantics.groups is None else torch.zeros_like(margin, dtype=torch.bool)
+        # (a selected expert of a lost group counts -inf, so that its margin is -inf or not a number.)
+        broken = ~(margin >= -ROUNDING)
         key = torch.where(broken.unsqueeze(-1), weight.float(), key)
-        margin = unknown if semantics.groups is not None else margin.clamp_min(0).masked_fill(broken, torch.nan)
+        nobody_rejected = margin == torch.inf
+        margin = margin.clamp_min(0).masked_fill(broken | nobody_rejected, torch.nan)
     if missing is not None:
         key, margin = key.masked_fill(missing, -torch.inf), margin.masked_fill(missing.any(-1), torch.nan)
     order = _descending(key)

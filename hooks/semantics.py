@@ -7,6 +7,7 @@ it reproduces them. What no hypothesis explains stays ``None``, and what depends
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -42,6 +43,7 @@ class Semantics:
             to the logit), or None where unproven (hash layers).
         bias: path below the block of the vector added for selection only.
         groups: (number of groups, groups kept, how a group is scored), where selection goes through groups.
+        group_fill: what stands for the selection score of an expert outside the kept groups: -inf, or 0 (mistral4).
         native: the selection goes by scores in the logits' own precision, not in float32 (zaya in bfloat16).
         skips: router classes beyond the experts that mean "no expert" (zaya has one); a slot that chose one reaches the
             experts as id 0 with weight 0, and is missing.
@@ -60,6 +62,7 @@ class Semantics:
     selection: str | None = None
     bias: str | None = None
     groups: tuple[int, int, str] | None = None
+    group_fill: float = -math.inf
     native: bool = False
     skips: int = 0
     drops: bool = False
@@ -88,11 +91,13 @@ class Semantics:
         return SCORES[self.score_function](logits if self.native else logits.float()).float()
 
     def selection_scores(self, logits: torch.Tensor, scores: torch.Tensor | None) -> torch.Tensor | None:
-        """The numbers whose largest k (inside the kept groups) were selected, [T, E], or None where unproven."""
+        """The numbers whose largest k were selected, [T, E], with those of lost groups filled; None where unproven."""
         base = {"score": scores, "logit": logits.float(), None: None}[self.selection]
-        if base is None or self.selection_bias is None:
+        if base is not None and self.selection_bias is not None:
+            base = base + self.selection_bias.to(base)
+        if base is None or self.groups is None:
             return base
-        return base + self.selection_bias.to(base)
+        return within_groups(base, self.groups, self.group_fill)
 
 
 def infer(
@@ -225,29 +230,34 @@ def _with_selection(
     rules = [None] if group_settings is None else [None, (*group_settings, "max"), (*group_settings, "top-2 sum")]
     biases = {name: vector for name, vector in vectors.items() if "bias" in name and bool(vector.any())}
     additions = [*biases.items(), (None, None), *(item for item in vectors.items() if item[0] not in biases)]
-    for groups, (bias, vector), ((selection, native), base) in product(rules, additions, bases.items()):
-        chooser = base if vector is None else base + vector.to(base)
-        if _selects(chooser, ids, groups):
-            return replace(found, selection=selection, native=native, bias=bias, groups=groups, selection_bias=vector)
+    fills = [-math.inf] if group_settings is None else [-math.inf, 0.0]
+    for groups, fill, (bias, vector), ((selection, native), base) in product(rules, fills, additions, bases.items()):
+        rule = replace(
+            found, selection=selection, native=native, bias=bias, groups=groups, group_fill=fill, selection_bias=vector
+        )
+        if _selects(base if vector is None else base + vector.to(base), ids, groups, fill):
+            return rule
     return replace(found, hashed=hashed)
 
 
-def _selects(chooser: torch.Tensor, ids: torch.Tensor, groups: tuple[int, int, str] | None) -> bool:
+def _selects(
+    chooser: torch.Tensor, ids: torch.Tensor, groups: tuple[int, int, str] | None, fill: float = -math.inf
+) -> bool:
     """Whether the ids are a top-k of the chooser (ties count as right), inside the kept groups if there are any."""
     if groups is not None:
-        chooser = within_groups(chooser, groups)
+        chooser = within_groups(chooser, groups, fill)
     chosen = chooser.gather(-1, ids).min(-1).values
     rest = chooser.scatter(-1, ids, -torch.inf).max(-1).values
     return bool((chosen >= rest).all())
 
 
-def within_groups(chooser: torch.Tensor, groups: tuple[int, int, str]) -> torch.Tensor:
-    """Selection scores [T, E] with -inf in the groups that are not kept (DeepSeek-V2 and V3, group-limited routing)."""
+def within_groups(chooser: torch.Tensor, groups: tuple[int, int, str], fill: float = -math.inf) -> torch.Tensor:
+    """Selection scores [T, E], filled in the groups that are not kept (DeepSeek-V2 and V3, group-limited routing)."""
     n_groups, kept, how = groups
     grouped = chooser.unflatten(-1, (n_groups, -1))
     worth = grouped.max(-1).values if how == "max" else grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1)
     keep = torch.zeros_like(worth, dtype=torch.bool).scatter(-1, worth.topk(kept, -1).indices, True)
-    return grouped.masked_fill(~keep.unsqueeze(-1), -torch.inf).flatten(-2)
+    return grouped.masked_fill(~keep.unsqueeze(-1), fill).flatten(-2)
 
 
 def _vectors(block: nn.Module, n_experts: int) -> Iterator[tuple[str, torch.Tensor]]:

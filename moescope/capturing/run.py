@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from moescope.capturing.forecast import Forecast, forecast
 from moescope.errors import MoescopeError, RefusedError
 from moescope.hooks.model import Model
 from moescope.hooks.readings import HostCopy
+from moescope.hooks.semantics import Semantics
 from moescope.hooks.taps import Tap, Want
 from moescope.store import Store
 from moescope.store.manifest import CorpusRecord, Manifest, ModelRecord, Selection, SiteRecord, TokenizerRecord
@@ -260,9 +262,7 @@ def _site_record(model: Model, key: str) -> SiteRecord:
         slots_can_miss=semantics.can_miss,
         score_function=semantics.score_function or "unknown",
         router_output=semantics.router_output,  # type: ignore[arg-type]
-        selection=Selection(
-            bias=semantics.bias is not None, groups=semantics.groups is not None, hash=semantics.hashed
-        ),
+        selection=_selection(semantics),
         renormalised=semantics.renormalised,
         scaling=semantics.scaling,
         shared_experts=site.n_shared,
@@ -271,4 +271,16 @@ def _site_record(model: Model, key: str) -> SiteRecord:
         weight_dtype=model.dtypes[key].weight,  # type: ignore[arg-type]
         logit_dtype=model.dtypes[key].logits,  # type: ignore[arg-type]
         rank_by=semantics.rank_by,
+    )
+
+
+def _selection(semantics: Semantics) -> Selection:
+    bias, grouped = semantics.selection_bias, semantics.groups is not None
+    return Selection(
+        bias=semantics.bias is not None,
+        groups=grouped,
+        hash=semantics.hashed,
+        bias_values=None if bias is None else bias.float().tolist(),
+        group_rule=semantics.groups,
+        group_fill=semantics.group_fill if grouped and math.isfinite(semantics.group_fill) else None,
     )

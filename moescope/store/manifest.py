@@ -81,11 +81,19 @@ class CorpusRecord(_Record):
 
 
 class Selection(_Record):
-    """What besides the scores decides the selection."""
+    """What besides the scores decides the selection.
+
+    `bias_values` [E] are added to the score or logit that `rank_by` names; `group_rule` is (groups, kept, "max" or
+    "top-2 sum" of a group's members as its worth), and `group_fill` stands for the members of lost groups (null: they
+    are out). With these and the logits tier, selection scores can be had again: `Store.selection_scores`.
+    """
 
     bias: bool = False
     groups: bool = False
     hash: bool = False
+    bias_values: list[float] | None = None
+    group_rule: tuple[int, int, str] | None = None
+    group_fill: float | None = None
 
 
 class SiteRecord(_Record):

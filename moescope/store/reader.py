@@ -15,6 +15,7 @@ from moescope.store.commit import read_commits, wrong_sizes
 from moescope.store.manifest import Manifest, SiteRecord, read_manifest
 from moescope.store.outliers import merged_tables
 from moescope.store.routing import ExpertOutputs, Routing
+from moescope.store.selection import selection_scores
 from moescope.store.shard import Shard, find_site, need_tier, row_bounds
 from moescope.store.tables import token_schema
 
@@ -162,6 +163,10 @@ class Store:
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts) if parts else np.empty((0, site.n_experts), np.float32)
+
+    def selection_scores(self, layer: int | str, rows: slice | None = None) -> Float[np.ndarray, "token expert"]:
+        """What the router compared when it chose, [T, E] float32, from the logits tier; see `selection_scores`."""
+        return selection_scores(self.site(layer), self.logits(layer, rows))
 
     def outliers(self) -> pa.Table:
         """Maxima per (site, expert); null where an expert was never selected."""

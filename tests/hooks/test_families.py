@@ -93,6 +93,14 @@ def check_against_reference(name: str, shape: dict[str, Any]) -> None:
         assert got.logits is not None
         logits = want.logits[rows][:, : got.logits.shape[1]]  # zaya's last column is its skip class
         torch.testing.assert_close(got.logits.double(), logits, rtol=2e-4, atol=1e-5)
+        routing = ZOO[name].routing
+        chosen_by_score = wrapped(name).semantics[key].selection == "score"
+        if routing.kind == "standard" and routing.over == "all" and chosen_by_score:
+            assert got.margin is not None
+            best = want.selection[rows].sort(-1, descending=True).values
+            gap = best[:, ids.shape[1] - 1] - best[:, ids.shape[1]]  # infinite where the kept groups hold no other
+            torch.testing.assert_close(got.margin.double(), gap.masked_fill(gap.isinf(), torch.nan),
+                                       rtol=2e-3, atol=1e-5, equal_nan=True)  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", SHAPES)
