@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from moescope.capturing.batches import TextBatch
+from moescope.capturing.batches import Sequence, TextBatch
 from moescope.errors import RefusedError
 from moescope.hooks.model import Model
-from moescope.store.batch import Batch, DocumentRow, SiteBatch
+from moescope.store.batch import PHASES, Batch, DocumentRow, SiteBatch
 from moescope.store.outliers import ExpertMaxima, HiddenMaximum, OutlierBatch
 
 Arrays = dict[tuple[str, ...], np.ndarray]
@@ -72,7 +72,14 @@ def _token_columns(batch: TextBatch) -> dict[str, np.ndarray]:
         "token_id": np.concatenate([s.ids for s in rows]).astype(np.int32),
         "start": np.concatenate([s.start for s in rows]).astype(np.int32),
         "end": np.concatenate([s.end for s in rows]).astype(np.int32),
+        "phase": np.concatenate([_phases(s) for s in rows]),
     }
+
+
+def _phases(sequence: Sequence) -> np.ndarray:
+    """'prefill' for what was given, 'decode' for what the model wrote."""
+    given = len(sequence) if sequence.n_prompt is None else sequence.n_prompt
+    return np.where(np.arange(len(sequence)) < given, *PHASES)
 
 
 def _outliers(model: Model, arrays: Arrays, tokens: dict[str, np.ndarray]) -> OutlierBatch | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class Sequence:
         n_document_tokens: tokens of the whole document.
         ids: token ids [n] int64.
         start, end: character span of each token in the document [n] int32, -1 where the tokenizer gives none.
+        n_prompt: tokens that were given and not written by the model; None means all.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Sequence:
     ids: np.ndarray
     start: np.ndarray
     end: np.ndarray
+    n_prompt: int | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,14 +56,15 @@ class TextBatch:
         """Real tokens."""
         return sum(map(len, self.sequences))
 
-    def padded(self, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and attention mask [B, S] int64, padded on the right."""
+    def padded(self, pad_id: int, side: Literal["left", "right"] = "right") -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and attention mask [B, S] int64, padded on that side."""
         longest = max(map(len, self.sequences))
         ids = np.full((len(self.sequences), longest), pad_id, np.int64)
         mask = np.zeros_like(ids)
         for row, sequence in enumerate(self.sequences):
-            ids[row, : len(sequence)] = sequence.ids
-            mask[row, : len(sequence)] = 1
+            place = slice(0, len(sequence)) if side == "right" else slice(longest - len(sequence), longest)
+            ids[row, place] = sequence.ids
+            mask[row, place] = 1
         return ids, mask
 
 
@@ -96,15 +99,20 @@ def _pieces(number: int, document: Document, ids: list[int], spans: Any, max_len
         )
 
 
-def batches(corpus: Corpus, tokenizer: Any, *, max_length: int, batch_tokens: int) -> Iterator[TextBatch]:
+def batches(
+    corpus: Corpus, tokenizer: Any, *, max_length: int, batch_tokens: int, prompts: bool = False
+) -> Iterator[TextBatch]:
     """Cut a corpus into batches of at most ``batch_tokens`` padded tokens (or one sequence, if that is longer).
 
     Sequences are sorted by length inside a window of some batches, so padding is small and memory is bounded; the
-    order depends on the corpus and these two numbers alone.
+    order depends on the corpus and these numbers alone. As ``prompts``, documents that are too long are cut to their
+    first piece and the rest is left out.
     """
     window: list[Sequence] = []
     held = 0
     for sequence in sequences(corpus, tokenizer, max_length):
+        if prompts and not sequence.first:
+            continue
         window.append(sequence)
         held += len(sequence)
         if held >= WINDOW_BATCHES * batch_tokens:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from moescope.capturing.assemble import TokenTexts, assemble
 from moescope.capturing.batches import TextBatch, ahead, batches
 from moescope.capturing.corpus import Census, Corpus
 from moescope.capturing.forecast import Forecast, forecast
+from moescope.capturing.generating import checked, feels_left_padding, generations
 from moescope.errors import MoescopeError, RefusedError
 from moescope.hooks.model import Model
 from moescope.hooks.readings import HostCopy
@@ -48,6 +49,7 @@ def capture(
     batch_tokens: int = BATCH_TOKENS,
     shard_tokens: int = SHARD_TOKENS,
     compress_logits: bool = False,
+    generate: Mapping[str, Any] | None = None,
     resume: bool = False,
     on_forecast: OnForecast | None = None,
     on_progress: OnProgress | None = None,
@@ -69,6 +71,9 @@ def capture(
             diffusion_gemma: `Model.own_batch` says why) get one text each.
         shard_tokens: tokens after which a shard is closed.
         compress_logits: compress the logits tier (zstd): smaller for bf16 models, slower to read.
+        generate: let the model go on from each document: ``{"max_new_tokens": 32}``, and where wanted ``do_sample``,
+            ``temperature``, ``top_p``, ``seed``, … Rows then have the phase "prefill" or "decode", and a document's
+            text is the prompt with what was written. The last token written was never run and has no row.
         resume: go on with an interrupted capture in ``out``.
         on_forecast: called once, before the first forward pass.
         on_progress: called after each batch with the number of tokens done so far.
@@ -85,27 +90,47 @@ def capture(
     if model.tokenizer is None:
         raise MoescopeError("This model was wrapped without a tokenizer; pass one: moescope.wrap(hf_model, tokenizer).")
     census = corpus.census()
-    if model.own_batch is not None:
+    options = None if generate is None else checked(model, generate)
+    if model.own_batch is not None or (options is not None and feels_left_padding(model)):
         batch_tokens = 1  # one text for each forward pass: in company its routing would not be its own
-    settings = {
+    settings: dict[str, Any] = {
         "batch_tokens": batch_tokens,
         "shard_tokens": shard_tokens,
         "logits_compression": "zstd" if compress_logits else "none",
     }
+    if options is not None:
+        if loss:
+            raise MoescopeError(
+                "The loss is not captured while generating; capture the written texts once more for it."
+            )
+        settings["generate"] = options
+        max_length = _leaving_room(model, max_length, options["max_new_tokens"])
     manifest = _manifest(model, corpus, census, tiers, loss, max_length, settings)
     require_new(Path(out), resume)
     expected = forecast(
-        model, corpus, census, out=Path(out), tiers=tiers, max_length=max_length, batch_tokens=batch_tokens, loss=loss
+        model,
+        corpus,
+        census,
+        out=Path(out),
+        tiers=tiers,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        loss=loss,
+        new_tokens=0 if options is None else options["max_new_tokens"],
     )
     expected.require_room(Path(out))
     if on_forecast is not None:
         on_forecast(expected)
     with (StoreWriter.resume if resume else StoreWriter.create)(out, manifest) as writer:
-        todo = islice(
-            batches(corpus, model.tokenizer, max_length=max_length, batch_tokens=batch_tokens), writer.cursor, None
+        cut = batches(
+            corpus, model.tokenizer, max_length=max_length, batch_tokens=batch_tokens, prompts=options is not None
         )
+        todo = ahead(islice(cut, writer.cursor, None))
+        read = readings(model, todo, want(tiers), loss=loss)
+        if options is not None:
+            read = generations(model, todo, want(tiers), options)
         texts = TokenTexts(model.tokenizer)
-        for batch, arrays in readings(model, ahead(todo), want(tiers), loss=loss):
+        for batch, arrays in read:
             writer.append(assemble(model, batch, arrays, texts))
             if on_progress is not None:
                 on_progress(writer.n_tokens)
@@ -127,7 +152,7 @@ def readings(
     waiting: tuple[TextBatch, HostCopy] | None = None
     with torch.inference_mode(), Tap(model.hf, model.sites, model.semantics, wanted) as tap:
         for batch in todo:
-            ids, mask = (torch.from_numpy(array).to(model.device) for array in batch.padded(_pad_id(model)))
+            ids, mask = (torch.from_numpy(array).to(model.device) for array in batch.padded(model.pad_id))
             rows = _real_rows(batch, ids.shape[1]).to(model.device)
             tap.begin(ids.numel(), None if len(rows) == ids.numel() else rows)
             logits = model.forward(ids, mask, head=loss)
@@ -165,11 +190,6 @@ def _real_rows(batch: TextBatch, width: int) -> torch.Tensor:
     )
 
 
-def _pad_id(model: Model) -> int:
-    pad = model.tokenizer.pad_token_id
-    return pad if pad is not None else 0  # any id will do: pads are masked and never stored
-
-
 def _checked_tiers(model: Model, tiers: Sequence[str]) -> list[str]:
     names = [tiers] if isinstance(tiers, str) else list(dict.fromkeys(tiers))
     unknown = [name for name in names if name not in TIERS]
@@ -194,6 +214,16 @@ def _checked_length(model: Model, max_length: int | None) -> int:
         raise MoescopeError(f"max_length must be at least 1, not {max_length}.")
     if limit is not None and max_length > limit:
         raise MoescopeError(f"max_length {max_length} exceeds the {limit} positions that {model.name} was made for.")
+    return max_length
+
+
+def _leaving_room(model: Model, max_length: int, new_tokens: int) -> int:
+    """Tokens of a prompt, so that what is written after it fits the model's context too."""
+    limit = model.max_positions
+    if limit is not None and max_length + new_tokens > limit:
+        max_length = limit - new_tokens
+    if max_length < 1:
+        raise MoescopeError(f"{new_tokens} new tokens leave no room for a prompt in {limit} positions of {model.name}.")
     return max_length
 
 

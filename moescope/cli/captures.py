@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ CAPTURE_EXAMPLES = """Examples:
   moescope capture --model qwen-moe --data texts.jsonl --label domain --out runs/x
   moescope capture --model tiny-qwen-moe --data book.txt --sample-by paragraph --out runs/book
   moescope capture --model ./my-checkpoint --data corpus.parquet --tier routing --tier logits --loss --out runs/y
+  moescope capture --model qwen-moe --data prompts.jsonl --generate 64 --out runs/z    also what it writes
   moescope capture … --out runs/x --resume       go on after Ctrl-C or a crash"""
 
 DEMO_EXAMPLES = """Examples:
@@ -48,6 +49,15 @@ def capture(
     max_length: Annotated[int | None, typer.Option(help="Tokens of context; longer documents are cut.")] = None,
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one forward pass.")] = 8192,
     compress_logits: Annotated[bool, typer.Option("--compress-logits", help="Compress the logits tier.")] = False,
+    generate: Annotated[
+        int | None, typer.Option(help="Let the model write so many tokens after each document, and capture those too.")
+    ] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="With --generate: sample, instead of the likeliest.")
+    ] = False,
+    temperature: Annotated[float | None, typer.Option(help="Of --sample.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Of --sample: nucleus.")] = None,
+    seed: Annotated[int, typer.Option(help="Of --sample.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted capture in --out.")] = False,
     revision: Revision = None,
     dtype: Dtype = "auto",
@@ -88,6 +98,7 @@ def capture(
                 max_length=max_length,
                 batch_tokens=batch_tokens,
                 compress_logits=compress_logits,
+                generate=_generation(generate, sample, temperature, top_p, seed),
                 resume=resume,
                 on_forecast=bar.forecast,
                 on_progress=bar.advance,
@@ -100,6 +111,23 @@ def capture(
         return
     screen.say(f"{store.n_tokens:,} tokens of {store.n_documents:,} documents are in {out}")
     screen.say(f"next: moescope report {out}")
+
+
+def _generation(
+    n: int | None, sample: bool, temperature: float | None, top_p: float | None, seed: int
+) -> dict[str, Any] | None:
+    """The generation options of the command line, those that were given."""
+    from moescope.errors import MoescopeError
+
+    chosen = {"temperature": temperature, "top_p": top_p}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if n is None:
+        if sample or given:
+            raise MoescopeError("--sample, --temperature and --top-p say how to write; add --generate N.")
+        return None
+    if given and not sample:
+        raise MoescopeError("--temperature and --top-p are for --sample.")
+    return {"max_new_tokens": n, "do_sample": sample, "seed": seed, **given}
 
 
 def demo(

@@ -204,3 +204,15 @@ def test_ctrl_c_leaves_a_store_that_resume_completes(tmp_path: Path, checkpoint:
     assert whole.status == "complete"
     assert whole.n_tokens == sum(len(tokenizer()(row["text"])["input_ids"]) for row in rows(4000))
     assert some < whole.n_tokens
+
+
+def test_generation_from_the_command_line(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "written"
+    done = moescope("capture", "--model", checkpoint, "--data", corpus, "--limit", 4, "--generate", 5, "--out", out)
+    assert done.returncode == 0, done.stderr
+    phases = ms.open(out).tokens(["phase"])["phase"].to_pylist()
+    assert set(phases) == {"prefill", "decode"}
+    assert phases.count("decode") <= 4 * 4
+    mistaken = moescope("capture", "--model", checkpoint, "--data", corpus, "--sample", "--out", tmp_path / "x")
+    assert mistaken.returncode == 2
+    assert "add --generate N" in mistaken.stderr
