@@ -37,7 +37,10 @@ types: $(READY) ## Check types
 bench: $(READY) ## Run the benchmarks (minutes) and write their results file
 	$(BIN)/python -m tests.benchmarks
 
+families: $(READY) ## Check every family of the zoo and write the README's table of them
+	$(BIN)/python -m tests.zoo.table
+
 clean: ## Remove what was made here, except captured stores
 	rm -rf $(VENV) build dist *.egg-info
 
-.PHONY: help install demo test lint types bench clean
+.PHONY: help install demo test lint types bench families clean

@@ -262,7 +262,8 @@ def _declared_top_k(modules: dict[str, nn.Module], block: str, router: str) -> i
             value = getattr(holder, name, None)
             if isinstance(value, int) and not isinstance(value, bool):
                 return value
-    return None
+    named = re.search(r"Top(\d+)", type(modules[router]).__name__)  # SwitchTransformersTop1Router, NllbMoeTop2Router
+    return None if named is None else int(named[1])
 
 
 def _with_unique_keys(sites: list[Site]) -> list[Site]:

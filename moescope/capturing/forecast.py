@@ -12,6 +12,7 @@ from typing import Any
 
 from moescope.capturing.batches import batches
 from moescope.capturing.corpus import Census, Corpus
+from moescope.capturing.prices import row_bytes
 from moescope.errors import MoescopeError
 from moescope.hooks.model import Model
 
@@ -19,8 +20,6 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 TOKEN_ROW = 12  # document, sequence, position, id and span of one token, compressed
 SAMPLE_DOCUMENTS = 256  # spread evenly over the corpus: files are often sorted by label
 TIMED_TOKENS = 2048  # padded tokens of the timed batch: a second or two even on a slow machine
-# Measured on really trained routers with zstd-1 (STORE.md): ids shrink to 0.7, half-precision weights to 0.8.
-ID_SHRINK, HALF_SHRINK, SINGLE_SHRINK, SUMMARIES = 0.7, 0.8, 0.92, 11
 
 
 @dataclass(frozen=True)
@@ -110,18 +109,15 @@ def _expected_tokens(tokenizer: Any, sample: list[str], census: Census) -> tuple
 
 def _row_bytes(model: Model, tier: str) -> float:
     """Bytes for one token, all layers."""
-    total = 0.0
-    for site in model.sites:
-        k, e = model.semantics[site.key].top_k, site.n_experts
-        weight = BYTES[model.dtypes[site.key].weight]
-        shrink = SINGLE_SHRINK if weight == 4 else HALF_SHRINK
-        total += {
-            "routing": k * (ID_SHRINK * (1 if e <= 256 else 2) + shrink * weight) + SUMMARIES,
-            "logits": e * BYTES[model.dtypes[site.key].logits],
-            "experts": 2 * k * 4 * SINGLE_SHRINK,
-            "outliers": 0,
-        }[tier]
-    return total
+    return sum(
+        row_bytes(
+            site.n_experts,
+            model.semantics[site.key].top_k,
+            weight_bytes=BYTES[model.dtypes[site.key].weight],
+            logit_bytes=BYTES[model.dtypes[site.key].logits],
+        )[tier]
+        for site in model.sites
+    )
 
 
 def _speed(model: Model, sample: list[str], max_length: int, batch_tokens: int, loss: bool) -> float:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moescope.cli import screen
+
+if TYPE_CHECKING:
+    from moescope.hooks import Anatomy
 
 INSPECT_EXAMPLES = """Examples:
 
@@ -20,7 +23,8 @@ DOCTOR_EXAMPLES = """Examples:
 \b
   moescope doctor tiny-qwen-moe
   moescope doctor ./my-checkpoint --dtype bfloat16
-  moescope doctor olmoe --json"""
+  moescope doctor olmoe --json
+  moescope doctor --zoo                              every family that transformers has"""
 
 
 def complete_model(incomplete: str) -> list[tuple[str, str]]:
@@ -59,8 +63,10 @@ def inspect(model: ModelName, revision: Revision = None, trust_remote_code: Trus
     from moescope.hooks import inspect as look
 
     anatomy = look(model, revision=revision, trust_remote_code=trust_remote_code)
+    prices = _prices(anatomy)
     if json:
-        screen.print_json({**vars(anatomy), "sites": [vars(site) for site in anatomy.sites]})
+        sites = [vars(site) for site in anatomy.sites]
+        screen.print_json({**vars(anatomy), "sites": sites, "bytes_per_token": prices})
         return
     active = (
         "" if anatomy.n_active_parameters is None else f", {_count(anatomy.n_active_parameters)} active for a token"
@@ -73,10 +79,36 @@ def inspect(model: ModelName, revision: Revision = None, trust_remote_code: Trus
         [(s.key, s.n_experts, s.top_k or "?", s.n_shared, s.router, s.experts) for s in anatomy.sites],
         numbers=("experts", "active", "shared"),
     )
+    screen.say("on disk, about, with routing weights in float32:")
+    screen.table(
+        ("tier", "for each token", "for a million tokens"),
+        [(tier, screen.size(price), screen.size(price * 1_000_000)) for tier, price in prices.items()],
+        numbers=("for each token", "for a million tokens"),
+    )
+
+
+def _prices(anatomy: Anatomy) -> dict[str, int]:
+    """Bytes for one token in all layers whose k is declared, by tier."""
+    from moescope.capturing.prices import row_bytes
+
+    logit = 4 if anatomy.dtype == "float32" else 2
+    layers = [
+        row_bytes(site.n_experts, site.top_k, weight_bytes=4, logit_bytes=logit)
+        for site in anatomy.sites
+        if site.top_k is not None
+    ]
+    tiers = ("routing", "logits", "experts")
+    return {tier: round(sum(layer[tier] for layer in layers)) for tier in tiers}
 
 
 def doctor(
-    model: ModelName,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="An alias, a hub id or a folder; left out with --zoo.", autocompletion=complete_model),
+    ] = None,
+    zoo: Annotated[
+        bool, typer.Option("--zoo", help="Instead: check a tiny model of every family (in a clone of the repository).")
+    ] = False,
     revision: Revision = None,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -88,7 +120,16 @@ def doctor(
     Runs one small batch and prints, for each layer, the routing rule that reproduces its ids and weights, and how
     closely sum(weight x expert output) rebuilds what the experts returned. Logits must stay bit-identical.
     """
+    from moescope.errors import MoescopeError
+
     screen.quiet_transformers()
+    if zoo:
+        from moescope.cli.zoo import report
+
+        report(json)
+        return
+    if model is None:
+        raise MoescopeError("Name a model (`moescope models` lists some), or ask for --zoo.")
     from moescope.hooks import load
 
     loaded = load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

@@ -147,6 +147,14 @@ def capture_bar() -> Iterator[CaptureBar]:
         bar.finish()
 
 
+def track(items: Sequence[Any], what: str) -> Iterator[Any]:
+    """The items, with a bar on the error stream."""
+    from rich.console import Console
+    from rich.progress import track as bar
+
+    yield from bar(items, description=what, console=Console(stderr=True), transient=True)
+
+
 def quiet_transformers() -> None:
     """Silence the advice and bars that transformers prints while it loads a model; errors still come through."""
     from transformers.utils import logging

@@ -216,3 +216,24 @@ def test_generation_from_the_command_line(checkpoint: Path, corpus: Path, tmp_pa
     mistaken = moescope("capture", "--model", checkpoint, "--data", corpus, "--sample", "--out", tmp_path / "x")
     assert mistaken.returncode == 2
     assert "add --generate N" in mistaken.stderr
+
+
+def test_doctor_checks_every_family() -> None:
+    done = moescope("doctor", "--zoo", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) == 76  # 72 families and 4 toys of old shapes
+    assert all(row["verdict"] == "captured" and row["rebuild error"] < 1e-4 for row in found)
+
+
+def test_doctor_without_a_model_says_what_to_give() -> None:
+    done = moescope("doctor")
+    assert done.returncode == 2
+    assert "--zoo" in done.stderr
+
+
+def test_inspect_says_what_tiers_cost() -> None:
+    done = moescope("inspect", "tiny-qwen-moe", "--json")
+    found = json.loads(done.stdout)
+    assert found["bytes_per_token"]["logits"] == 6 * 16 * 4  # layers x experts x float32, uncompressed
+    assert 6 * 4 * 4 < found["bytes_per_token"]["routing"] < 6 * (4 * 6 + 12)

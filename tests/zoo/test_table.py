@@ -1,0 +1,29 @@
+"""The README's table of families says what a fresh check says, and lists every family once."""
+
+from __future__ import annotations
+
+import pytest
+
+from . import ZOO
+from .table import BEGIN, END, README, markdown, names, row
+
+
+def lines() -> list[str]:
+    table = README.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    return [line for line in table.splitlines() if line.startswith("| ") and not line.startswith("| family")]
+
+
+def test_every_family_stands_in_it_once() -> None:
+    listed = [line.split("|")[1].strip() for line in lines()]
+    assert listed == names()
+    assert set(listed) == {name for name in ZOO if "+" not in name}
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "zaya", "jetmoe", "nllb_moe", "old_qwen2_moe", "llama4", "phimoe"])
+def test_its_rows_are_those_of_a_fresh_check(name: str) -> None:
+    fresh = markdown([row(name)]).splitlines()[-1]
+    assert fresh in lines()
+
+
+def test_nothing_in_it_is_refused() -> None:
+    assert not [line for line in lines() if "refused" in line]
