@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moescope.hooks.execution import checked, refuse_spread, unusual
 from moescope.hooks.selfcheck import Dtypes, SelfCheck, self_check
 from moescope.hooks.semantics import Semantics
 from moescope.hooks.sites import Site, active_parameters, discover
@@ -29,6 +30,7 @@ class Model:
         name: the name it was asked for by.
         revision: commit of its weights on the hub, where known.
         sites: its MoE layers that run on text.
+        execution: what is out of the ordinary about how it runs, in words.
     """
 
     def __init__(self, hf: Any, tokenizer: Any, name: str, revision: str | None = None) -> None:
@@ -36,9 +38,15 @@ class Model:
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
+        refuse_spread(hf)
+        self.execution = unusual(hf)
         declared = discover(hf)
         batch = self._check_batch()
-        self.check: SelfCheck = self_check(hf, declared, lambda: self._check_forward(batch), batch.numel())
+        self.check: SelfCheck = checked(
+            hf,
+            self.execution,
+            lambda: self_check(hf, declared, lambda: self._check_forward(batch), batch.numel()),
+        )
         self.sites: list[Site] = [check.site for check in self.check.sites]
         self.semantics: dict[str, Semantics] = {check.site.key: check.semantics for check in self.check.sites}
         self.dtypes: dict[str, Dtypes] = {check.site.key: check.dtypes for check in self.check.sites}

@@ -275,7 +275,7 @@ def _manifest(
         loss=loss,
         versions=versions | {"python": platform.python_version()},
         settings=settings,
-        self_check=model.check.as_dict(),
+        self_check={**model.check.as_dict(), "execution": model.execution},
     )
 
 

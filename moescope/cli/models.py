@@ -160,6 +160,8 @@ def doctor(
         [(r["layer"], r["experts"], r["active"], _score(r), _selection(r), _error(r["rebuild error"])) for r in rows],
         numbers=("experts", "active", "rebuild error"),
     )
+    for words in loaded.execution:
+        screen.say(f"this model {words}")
     for path in loaded.check.idle:
         screen.say(f"idle on text, not captured: {path}")
     for note in sorted({str(row["note"]) for row in rows if row["note"]}):
