@@ -3,7 +3,7 @@
 ``sdpa`` gives no attention weights, and ``eager`` changes the numbers, so what runs is left as it is. The function that
 transformers hands to its attention modules is wrapped; beside its call the softmax of the same queries, keys and mask
 is worked out in float32, and its product with the values is compared with what the layer really returned. Where they
-differ (a kernel, an argument or a mask that is not understood) the share is wrong too, and `SinkShare.error` says so.
+differ (inkling2's own sinks; a kernel or a mask that is not understood) the share is wrong too: ask `SinkShare.proven`.
 
 Layers whose attention does not ask `ALL_ATTENTION_FUNCTIONS` (linear attention, Mamba, their own code), runs more than
 once in a forward pass or past a cache, or does not use ``sdpa`` or ``eager``, have no share: they are absent.
@@ -24,6 +24,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 QUERIES_AT_ONCE = 256
 READABLE = ("sdpa", "eager")
+# Relative error of an attention output up to which it is rounding: a wrong mask, scale or sink gives 1e-1 and more.
+ROUNDING = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass
@@ -40,6 +42,10 @@ class SinkShare:
     mass: torch.Tensor
     queries: torch.Tensor
     error: torch.Tensor
+
+    def proven(self, dtype: torch.dtype) -> bool:
+        """Whether the recomputed attention is the one that ran, but for rounding in ``dtype``; waits for the device."""
+        return bool(self.error <= ROUNDING.get(dtype, 1e-4))
 
 
 class SinkWatch:

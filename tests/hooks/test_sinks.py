@@ -5,6 +5,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from moescope.hooks.sinks import SinkWatch
+from moescope.hooks.sites import discover
 from tests.zoo import build, inputs
 
 FAMILIES = ["qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "gpt_oss", "deepseek_v3", "glm4_moe", "phimoe", "granitemoe"]
@@ -39,7 +40,7 @@ def test_shares_equal_those_of_returned_weights(name, padding):
                 mass += weights[number][row, :, query, places[0]]
                 n += 1
         assert int(share.queries) == n
-        assert share.error < 1e-5
+        assert share.proven(torch.float32)
         torch.testing.assert_close(share.mass / n, mass / n, atol=2e-5, rtol=1e-4)
 
 
@@ -70,4 +71,14 @@ def test_attention_that_is_not_what_it_says_shows_in_the_error():
         _, shares = watched(model, given, given["attention_mask"])
     finally:
         del ALL_ATTENTION_FUNCTIONS["sdpa"]
-    assert all(share.error > 1e-3 for share in shares.values())
+    assert not any(share.proven(torch.float32) for share in shares.values())
+
+
+def test_sinks_that_are_not_understood_are_not_proven():
+    model, given = build("inkling2"), inputs("inkling2", batch=2, length=9)
+    stack = discover(model)[0].layer_path.rpartition(".")[0]
+    with torch.no_grad(), SinkWatch(model, {0: f"{stack}.0"}) as watch:
+        watch.begin(given["attention_mask"])
+        model(**given)
+        shares = watch.take()
+    assert not shares[0].proven(torch.float32)
