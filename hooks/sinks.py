@@ -3,7 +3,7 @@
 ``sdpa`` gives no attention weights, and ``eager`` changes the numbers, so what runs is left as it is. The function that
 transformers hands to its attention modules is wrapped; beside its call the softmax of the same queries, keys and mask
 is worked out in float32, and its product with the values is compared with what the layer really returned. Where they
-differ (inkling2's own sinks; a kernel or a mask that is not understood) the share is wrong too: ask `SinkShare.proven`.
+differ (a kernel, an argument or a mask that is not understood) the share is wrong too: ask `SinkShare.proven`.
 
 Layers whose attention does not ask `ALL_ATTENTION_FUNCTIONS` (linear attention, Mamba, their own code), runs more than
 once in a forward pass or past a cache, or does not use ``sdpa`` or ``eager``, have no share: they are absent.
@@ -173,4 +173,6 @@ def _scores(
     if sink is not None and name == "eager":  # gpt_oss: one learned score for each head, which gives nothing
         column = sink.float().reshape(1, -1, 1, 1).expand(b, -1, scores.shape[2], 1)
         scores = torch.cat([scores, column], -1)
+    if kwargs.get("sinks") is not None:  # inkling2: one for each head and query
+        scores = torch.cat([scores, kwargs["sinks"][:b, :, rows].float()], -1)
     return scores
