@@ -7,6 +7,7 @@ safest place to read ids and weights. Expert outputs are observed where the weig
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,10 +28,12 @@ class CallReader(Reader):
         self._words = RouterWatch(self.router, gather)
         self._inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         self._slots = Slots(0, gather)
+        self._neurons = torch.empty(0, 0)
 
     def install(self) -> list[Undo]:
         return [
             *self._words.install(),
+            *([watch_neurons(self.site.experts, self.experts, self._see_neurons)] if self.gather.neurons else []),
             self.experts.register_forward_pre_hook(self._before, with_kwargs=True).remove,
             self.experts.register_forward_hook(self._after).remove,
         ]
@@ -41,7 +44,22 @@ class CallReader(Reader):
         if not self.gather.outputs:
             return None
         self._slots = Slots(weights.numel(), self.gather)
-        return (hidden, ids, trace_weights(weights, self._slots.put)), {}
+        return (hidden, ids, trace_weights(weights, self._observe)), {}
+
+    def _see_neurons(self, neurons: torch.Tensor) -> None:
+        self._neurons = flat(neurons)
+
+    def _observe(self, outputs: torch.Tensor, slots: torch.Tensor) -> None:
+        self._slots.put(outputs, slots)
+        if self.gather.neurons:
+            # Experts implementations keep the order of rows between their two projections; a family's own forward
+            # (eager) may go past the parts that are watched.
+            if len(self._neurons) != len(outputs):
+                raise RefusedError(
+                    f"The neurons of {self.site.experts} cannot be seen while it runs its own forward; load the model "
+                    "with experts_implementation='grouped_mm', or capture its outputs instead."
+                )
+            self._slots.place("neurons", self._neurons, slots)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         assert self._inputs is not None, "experts finished without having started"
@@ -54,6 +72,28 @@ class CallReader(Reader):
         self._inputs = None
         returned = flat(output) if self.gather.returned else None
         self.on_facts(Facts(hidden, ids, weights, slots=self._slots.values, returned=returned, **self._words.take()))
+
+
+def watch_neurons(path: str, experts: nn.Module, see: Callable[[torch.Tensor], None]) -> Undo:
+    """Show what enters the down projection of a fused experts module: what its gate, or its activation, gives.
+
+    Raises:
+        RefusedError: this module has neither as a part of its own.
+    """
+    gate = getattr(experts, "_apply_gate", None)
+    activation = getattr(experts, "act_fn", None)
+    if getattr(experts, "has_gate", False) and callable(gate):
+
+        def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
+            result = gate(*args, **kwargs)
+            see(result)
+            return result
+
+        experts.__dict__["_apply_gate"] = watched
+        return lambda: experts.__dict__.pop("_apply_gate") and None
+    if getattr(experts, "has_gate", True) is False and isinstance(activation, nn.Module):
+        return activation.register_forward_hook(lambda module, args, output: see(output)).remove
+    raise RefusedError(f"The neurons of {path} ({type(experts).__name__}) cannot be seen; capture its outputs instead.")
 
 
 def experts_arguments(module: nn.Module, args: Any, kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -29,6 +29,8 @@ class Gather:
         linear: the router's last linear map, where its output holds something else.
         magnitudes: norm and largest magnitude of each selected expert's output.
         vectors: those outputs themselves.
+        neurons: what entered each selected expert's down projection.
+        router_input: what entered the router.
         returned: the routed sum that the experts gave back, for the self-check.
     """
 
@@ -36,12 +38,14 @@ class Gather:
     linear: bool = False
     magnitudes: bool = False
     vectors: bool = False
+    neurons: bool = False
+    router_input: bool = False
     returned: bool = False
 
     @property
     def outputs(self) -> bool:
         """Whether expert outputs must be observed at all."""
-        return self.magnitudes or self.vectors
+        return self.magnitudes or self.vectors or self.neurons
 
 
 @dataclass
@@ -55,7 +59,8 @@ class Facts:
         missing: True [T, k] where a slot chose no expert or its token was dropped; None where none can be.
         output: the router's logits or probabilities as it returned them, [T, columns].
         linear: the router's last linear map, [T, columns].
-        slots: "norm" and "absmax" [T * k] float32 and "vectors" [T * k, D], as asked; NaN where nothing was computed.
+        slots: "norm" and "absmax" [T * k] float32, "vectors" [T * k, D] and "neurons" [T * k, I], as asked; NaN where
+            nothing was computed.
         returned: the routed sum, [T, D].
         factor: one number by which the block multiplies each weighted output once more (nllb_moe: 1 - token dropout).
     """
@@ -114,9 +119,13 @@ class Slots:
     def put(self, outputs: torch.Tensor, slots: torch.Tensor) -> None:
         """Place what is wanted of some expert outputs [rows, D] at their slots [rows]."""
         for name, values in measured(outputs, self._gather).items():
-            if name not in self.values:
-                self.values[name] = values.new_full((self._n_slots, *values.shape[1:]), torch.nan)
-            self.values[name][slots] = values
+            self.place(name, values, slots)
+
+    def place(self, name: str, values: torch.Tensor, slots: torch.Tensor) -> None:
+        """Place one kind of values [rows, ...] at their slots [rows]."""
+        if name not in self.values:
+            self.values[name] = values.new_full((self._n_slots, *values.shape[1:]), torch.nan)
+        self.values[name][slots] = values
 
 
 def measured(outputs: torch.Tensor, gather: Gather) -> dict[str, torch.Tensor]:

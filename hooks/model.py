@@ -41,7 +41,7 @@ class Model:
         refuse_spread(hf)
         self.execution = unusual(hf)
         declared = discover(hf)
-        batch = self._check_batch()
+        batch = self.check_batch()
         self.check: SelfCheck = checked(
             hf,
             self.execution,
@@ -159,7 +159,7 @@ class Model:
         """Names of the arguments of its forward."""
         return set(inspect.signature(self.hf.forward).parameters)
 
-    def _check_batch(self) -> torch.Tensor:
+    def check_batch(self) -> torch.Tensor:
         """The self-check's token ids: any tokens do, as long as they are the same every time."""
         n_words = self.hf.get_input_embeddings().weight.shape[0]
         batch, length = CHECK_SHAPE

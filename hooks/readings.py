@@ -28,7 +28,9 @@ class SiteReading:
             first rejected selection score (inside the kept groups, where there are groups); [N] float32, NaN where
             the router's rule is unproven.
         norm, absmax: L2 norm and largest magnitude of each expert's unweighted output [N, k] float32.
-        vectors: unweighted outputs themselves [N, k, D], for the self-check.
+        vectors, neurons: unweighted outputs themselves [M, k, D] and what entered the down projections [M, k, I], of
+            the M chosen tokens; missing slots hold anything.
+        router_input: what entered the router [M, D].
         outliers: per-expert maxima, where the outliers tier is wanted.
     """
 
@@ -42,6 +44,8 @@ class SiteReading:
     norm: torch.Tensor | None = None
     absmax: torch.Tensor | None = None
     vectors: torch.Tensor | None = None
+    neurons: torch.Tensor | None = None
+    router_input: torch.Tensor | None = None
     outliers: ExpertMaxima | None = None
 
 

@@ -155,7 +155,12 @@ def _tapped(
 ) -> tuple[torch.Tensor, dict[str, SiteReading], str]:
     """Run once more under the taps that a capture would use, with expert outputs if they can be observed."""
     try:
-        with Tap(model, sites, semantics, Want(logits=True, experts=True, outliers=True, vectors=True)) as tap:
+        with Tap(
+            model,
+            sites,
+            semantics,
+            Want(logits=True, experts=True, outliers=True, vectors=frozenset(site.key for site in sites)),
+        ) as tap:
             tap.begin(positions)
             logits = forward()
             return logits, tap.take().sites, ""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from moescope.errors import RefusedError
-from moescope.hooks.facts import Facts, Gather
+from moescope.hooks.facts import Facts, Gather, flat
 from moescope.hooks.readers import READERS
 from moescope.hooks.readings import (
     Reading,
@@ -30,20 +30,27 @@ from moescope.hooks.sites import Site
 
 @dataclass(frozen=True)
 class Want:
-    """What to read beyond ids and weights. ``outliers`` implies that expert outputs are observed."""
+    """What to read beyond ids and weights. ``outliers`` implies that expert outputs are observed.
+
+    ``vectors``, ``neurons`` and ``router_inputs`` name the sites whose vectors are kept, by key.
+    """
 
     logits: bool = False
     experts: bool = False
     outliers: bool = False
-    vectors: bool = False
+    vectors: frozenset[str] = frozenset()
+    neurons: frozenset[str] = frozenset()
+    router_inputs: frozenset[str] = frozenset()
 
-    def gather(self, semantics: Semantics) -> Gather:
+    def gather(self, key: str, semantics: Semantics) -> Gather:
         """What a site's reader must gather for this."""
         return Gather(
             output=semantics.logits_from == "output",
             linear=semantics.logits_from == "linear",
             magnitudes=self.experts or self.outliers,
-            vectors=self.vectors,
+            vectors=key in self.vectors,
+            neurons=key in self.neurons,
+            router_input=key in self.router_inputs,
         )
 
 
@@ -65,6 +72,8 @@ class Tap:
         self._undo: list[Callable[[], None]] = []
         self._positions = 0
         self._rows: torch.Tensor | None = None
+        self._chosen: torch.Tensor | None = None
+        self._router_inputs: dict[str, torch.Tensor] = {}
         self._reading = Reading({}, {})
 
     def __enter__(self) -> Tap:
@@ -82,14 +91,15 @@ class Tap:
         while self._undo:
             self._undo.pop()()
 
-    def begin(self, positions: int, rows: torch.Tensor | None = None) -> None:
+    def begin(self, positions: int, rows: torch.Tensor | None = None, chosen: torch.Tensor | None = None) -> None:
         """Start a forward pass.
 
         Args:
             positions: batch size times padded length.
             rows: flat positions [N] of the real tokens; None means all of them.
+            chosen: which of the real tokens [M] keep their vectors, where vectors are wanted; None means all.
         """
-        self._positions, self._rows = positions, rows
+        self._positions, self._rows, self._chosen = positions, rows, chosen
         self._reading = Reading({}, {})
 
     def take(self) -> Reading:
@@ -123,8 +133,20 @@ class Tap:
                 raise RefusedError(f"{site.experts} ran twice in one forward pass; its tokens cannot be told apart.")
             self._reading.sites[site.key] = self._read(site, semantics, facts)
 
-        reader = READERS[site.reader](self._model, site, self._want.gather(semantics), keep, semantics.top_k)
+        reader = READERS[site.reader](self._model, site, self._want.gather(site.key, semantics), keep, semantics.top_k)
         self._undo += reader.install()
+        if site.key in self._want.router_inputs:
+            router = self._model.get_submodule(site.router)
+            self._undo.append(router.register_forward_pre_hook(self._before_router(site.key)).remove)
+
+    def _before_router(self, key: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            self._router_inputs[key] = self._chosen_of(self.real(flat(args[0])))
+
+        return hook
+
+    def _chosen_of(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows if self._chosen is None else rows.index_select(0, self._chosen)
 
     def _read(self, site: Site, semantics: Semantics, facts: Facts) -> SiteReading:
         """Facts of all rows as a reading of the real ones: slots in rank order, summaries, maxima."""
@@ -142,6 +164,7 @@ class Tap:
             weight=weights.gather(-1, order),
             valid=_valid(site, semantics, choices, missing, order),
             logits=logits[:, : site.n_experts] if self._want.logits and logits is not None else None,
+            router_input=self._router_inputs.pop(site.key, None),
             **summaries,
             **slots,
         )
@@ -166,6 +189,8 @@ class Tap:
         k = order.shape[-1]
         per_token = self.real(values.reshape(-1, k, *values.shape[1:]))
         index = order if per_token.ndim == 2 else order.unsqueeze(-1).expand_as(per_token)
+        if per_token.ndim == 3:  # vectors: of the chosen tokens alone
+            per_token, index = self._chosen_of(per_token), self._chosen_of(index)
         return per_token.gather(1, index)
 
     def _watch_layers(self) -> None:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moescope import analysis, figures, report
-    from moescope.capturing import Corpus, capture
+    from moescope.capturing import Activations, Corpus, capture
     from moescope.errors import CorpusError, MoescopeError, RefusedError, StoreError
     from moescope.hooks import Model, load, wrap
     from moescope.store import Store, open
 
 _HOMES = {
+    "Activations": "moescope.capturing",
     "Corpus": "moescope.capturing",
     "CorpusError": "moescope.errors",
     "Model": "moescope.hooks",
@@ -38,8 +39,8 @@ _HOMES = {
 _MODULES = ("analysis", "figures", "report")
 
 __all__ = [
-    "Corpus", "CorpusError", "Model", "MoescopeError", "RefusedError", "Store", "StoreError", "analysis", "capture",
-    "figures", "load", "open", "report", "wrap",
+    "Activations", "Corpus", "CorpusError", "Model", "MoescopeError", "RefusedError", "Store", "StoreError", "analysis",
+    "capture", "figures", "load", "open", "report", "wrap",
 ]  # fmt: skip
 
 

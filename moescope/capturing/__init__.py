@@ -3,8 +3,9 @@
 (The package is not called `capture` because `moescope.capture` is the function people call.)
 """
 
+from moescope.capturing.activations import Activations
 from moescope.capturing.corpus import Census, Corpus, Document
 from moescope.capturing.forecast import Forecast
 from moescope.capturing.run import DEFAULT_TIERS, TIERS, capture
 
-__all__ = ["DEFAULT_TIERS", "TIERS", "Census", "Corpus", "Document", "Forecast", "capture"]
+__all__ = ["DEFAULT_TIERS", "TIERS", "Activations", "Census", "Corpus", "Document", "Forecast", "capture"]

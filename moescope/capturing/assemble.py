@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from moescope.capturing.activations import Plan
 from moescope.capturing.batches import Sequence, TextBatch
 from moescope.errors import RefusedError
 from moescope.hooks.model import Model
@@ -33,7 +34,7 @@ class TokenTexts:
         return {token: self._texts[token] for token in distinct}
 
 
-def assemble(model: Model, batch: TextBatch, arrays: Arrays, texts: TokenTexts) -> Batch:
+def assemble(model: Model, batch: TextBatch, arrays: Arrays, texts: TokenTexts, chosen: Plan | None = None) -> Batch:
     """Join a batch of text with its readings; rows are its real tokens, sequence after sequence."""
     tokens = _token_columns(batch)
     if ("loss",) in arrays:
@@ -59,6 +60,7 @@ def assemble(model: Model, batch: TextBatch, arrays: Arrays, texts: TokenTexts) 
         vocabulary=texts(tokens["token_id"]),
         sites=sites,
         outliers=_outliers(model, arrays, tokens),
+        activations={} if chosen is None else chosen.vectors(arrays, chosen.rows(batch)),
     )
 
 

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from moescope.capturing.activations import Plan
 from moescope.capturing.batches import batches
 from moescope.capturing.corpus import Census, Corpus
 from moescope.capturing.prices import row_bytes
@@ -50,8 +51,14 @@ class Forecast:
         """Expected size of the store."""
         return sum(self.bytes_by_tier.values())
 
-    def require_room(self, out: Path) -> None:
-        """Raises MoescopeError if the store cannot fit on its disk."""
+    def require_room(self, out: Path, most_activations: int | None = None) -> None:
+        """Raises MoescopeError if the store cannot fit on its disk, or its vectors take more than they may."""
+        vectors = self.bytes_by_tier.get("activations", 0)
+        if most_activations is not None and vectors > most_activations:
+            raise MoescopeError(
+                f"The chosen activations would take about {vectors / 1e9:.2f} GB, over their limit of "
+                f"{most_activations / 1e9:.2f} GB; sample fewer tokens, choose fewer layers, or raise the limit."
+            )
         if self.bytes > self.free:
             raise MoescopeError(
                 f"The store would take about {self.bytes / 1e9:.1f} GB and {out} has {self.free / 1e9:.1f} GB free; "
@@ -70,6 +77,7 @@ def forecast(
     batch_tokens: int,
     loss: bool = False,
     new_tokens: int = 0,
+    activations: Plan | None = None,
 ) -> Forecast:
     """Estimate a capture from its corpus and one timed forward pass.
 
@@ -77,18 +85,22 @@ def forecast(
         model, corpus, out, tiers, max_length, batch_tokens, loss: as for `capture`.
         census: the corpus, counted.
         new_tokens: most tokens that the model writes after each document.
+        activations: which vectors are kept, if any.
     """
     sample = _sample(corpus, census)
     tokens, exact = _expected_tokens(model.tokenizer, sample, census)
     if new_tokens:  # the last one written is never run; how many fewer they will be, nobody knows
         tokens, exact = tokens + census.documents * (new_tokens - 1), False
+    sizes = {tier: int(tokens * _row_bytes(model, tier)) for tier in tiers if tier != "activations"}
+    if activations is not None:
+        sizes["activations"] = int(tokens * activations.chosen.sample * activations.bytes_per_token)
     return Forecast(
         documents=census.documents,
         empty=census.empty,
         tokens=tokens,
         exact=exact,
         sites=len(model.sites),
-        bytes_by_tier={tier: int(tokens * _row_bytes(model, tier)) for tier in tiers} | {"tokens": tokens * TOKEN_ROW},
+        bytes_by_tier=sizes | {"tokens": tokens * TOKEN_ROW},
         free=_free(out),
         seconds=tokens / _speed(model, sample, max_length, batch_tokens, loss),
     )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from moescope.capturing.activations import Activations, Plan, plan
 from moescope.capturing.assemble import TokenTexts, assemble
 from moescope.capturing.batches import TextBatch, ahead, batches
 from moescope.capturing.corpus import Census, Corpus
@@ -28,7 +29,7 @@ from moescope.store import Store
 from moescope.store.manifest import CorpusRecord, Manifest, ModelRecord, Selection, SiteRecord, TokenizerRecord
 from moescope.store.writer import SHARD_TOKENS, StoreWriter
 
-TIERS = ("routing", "logits", "experts", "outliers")
+TIERS = ("routing", "logits", "experts", "outliers", "activations")
 DEFAULT_TIERS = ("routing", "outliers")
 MAX_LENGTH = 2048  # tokens of context, where the model allows more
 BATCH_TOKENS = 8192  # padded tokens of one forward pass
@@ -49,6 +50,7 @@ def capture(
     batch_tokens: int = BATCH_TOKENS,
     shard_tokens: int = SHARD_TOKENS,
     compress_logits: bool = False,
+    activations: Activations | None = None,
     generate: Mapping[str, Any] | None = None,
     resume: bool = False,
     on_forecast: OnForecast | None = None,
@@ -64,13 +66,15 @@ def capture(
         corpus: a `Corpus`, or the path of one without labels.
         out: folder of the new store.
         tiers: any of "routing" (ids, weights, logsumexp, entropy, margin), "logits" (all router logits), "experts"
-            (norm and largest magnitude of each selected expert's output) and "outliers" (maxima by expert and layer).
+            (norm and largest magnitude of each selected expert's output), "outliers" (maxima by expert and layer) and
+            "activations" (chosen vectors).
         loss: also store each token's loss in nats, given the tokens before it in its context.
         max_length: tokens of context; longer documents are cut. By default 2048 or the model's own limit.
         batch_tokens: padded tokens of one forward pass; models whose texts need a batch of their own (doge, nllb_moe,
             diffusion_gemma: `Model.own_batch` says why) get one text each.
         shard_tokens: tokens after which a shard is closed.
         compress_logits: compress the logits tier (zstd): smaller for bf16 models, slower to read.
+        activations: which vectors the "activations" tier keeps; naming it adds the tier.
         generate: let the model go on from each document: ``{"max_new_tokens": 32}``, and where wanted ``do_sample``,
             ``temperature``, ``top_p``, ``seed``, … Rows then have the phase "prefill" or "decode", and a document's
             text is the prompt with what was written. The last token written was never run and has no row.
@@ -85,7 +89,10 @@ def capture(
         MoescopeError: a bad option, corpus or folder; nothing is written then.
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
+    if activations is not None:
+        tiers = [*([tiers] if isinstance(tiers, str) else tiers), "activations"]
     tiers = _checked_tiers(model, tiers)
+    chosen = plan(model, activations or Activations()) if "activations" in tiers else None
     max_length = _checked_length(model, max_length)
     if model.tokenizer is None:
         raise MoescopeError("This model was wrapped without a tokenizer; pass one: moescope.wrap(hf_model, tokenizer).")
@@ -99,13 +106,15 @@ def capture(
         "logits_compression": "zstd" if compress_logits else "none",
     }
     if options is not None:
+        if chosen is not None:
+            raise MoescopeError("Activations are not kept while generating; capture the written texts once more.")
         if loss:
             raise MoescopeError(
                 "The loss is not captured while generating; capture the written texts once more for it."
             )
         settings["generate"] = options
         max_length = _leaving_room(model, max_length, options["max_new_tokens"])
-    manifest = _manifest(model, corpus, census, tiers, loss, max_length, settings)
+    manifest = _manifest(model, corpus, census, tiers, loss, max_length, settings, chosen)
     require_new(Path(out), resume)
     expected = forecast(
         model,
@@ -117,8 +126,9 @@ def capture(
         batch_tokens=batch_tokens,
         loss=loss,
         new_tokens=0 if options is None else options["max_new_tokens"],
+        activations=chosen,
     )
-    expected.require_room(Path(out))
+    expected.require_room(Path(out), None if chosen is None else chosen.record.max_bytes)
     if on_forecast is not None:
         on_forecast(expected)
     with (StoreWriter.resume if resume else StoreWriter.create)(out, manifest) as writer:
@@ -126,12 +136,20 @@ def capture(
             corpus, model.tokenizer, max_length=max_length, batch_tokens=batch_tokens, prompts=options is not None
         )
         todo = ahead(islice(cut, writer.cursor, None))
-        read = readings(model, todo, want(tiers), loss=loss)
+        read = readings(model, todo, want(tiers), loss=loss, chosen=chosen)
         if options is not None:
             read = generations(model, todo, want(tiers), options)
         texts = TokenTexts(model.tokenizer)
+        kept = 0
         for batch, arrays in read:
-            writer.append(assemble(model, batch, arrays, texts))
+            whole = assemble(model, batch, arrays, texts, chosen)
+            kept += sum(vectors.nbytes for vectors in whole.activations.values())
+            if chosen is not None and kept > chosen.record.max_bytes:
+                raise MoescopeError(
+                    f"The kept activations reached their limit of {chosen.record.max_bytes / 1e9:.2f} GB; what was "
+                    f"captured before is whole in {out}. Sample fewer tokens, or raise the limit, in another folder."
+                )
+            writer.append(whole)
             if on_progress is not None:
                 on_progress(writer.n_tokens)
     return Store.open(out)
@@ -143,18 +161,20 @@ def want(tiers: Sequence[str]) -> Want:
 
 
 def readings(
-    model: Model, todo: Iterator[TextBatch], wanted: Want, *, loss: bool = False
+    model: Model, todo: Iterator[TextBatch], wanted: Want, *, loss: bool = False, chosen: Plan | None = None
 ) -> Iterator[tuple[TextBatch, dict[tuple[str, ...], np.ndarray]]]:
     """Run batches through the model under taps.
 
     One batch stays in flight: its copy to the host is waited for only when the next forward pass has been started.
     """
     waiting: tuple[TextBatch, HostCopy] | None = None
+    wanted = wanted if chosen is None else chosen.wanting(wanted)
     with torch.inference_mode(), Tap(model.hf, model.sites, model.semantics, wanted) as tap:
         for batch in todo:
             ids, mask = (torch.from_numpy(array).to(model.device) for array in batch.padded(model.pad_id))
             rows = _real_rows(batch, ids.shape[1]).to(model.device)
-            tap.begin(ids.numel(), None if len(rows) == ids.numel() else rows)
+            keep = None if chosen is None else torch.from_numpy(chosen.rows(batch)).to(model.device)
+            tap.begin(ids.numel(), None if len(rows) == ids.numel() else rows, keep)
             logits = model.forward(ids, mask, head=loss)
             reading = tap.take()
             extra = {("loss",): token_losses(logits, ids).flatten()[rows]} if loss else {}
@@ -197,7 +217,7 @@ def _checked_tiers(model: Model, tiers: Sequence[str]) -> list[str]:
         raise MoescopeError(f"Unknown tier {unknown[0]!r}." if unknown else "Name at least one tier."
                             f" Tiers are {', '.join(TIERS)}.")  # fmt: skip
     blind = next((check for check in model.check.sites if check.rebuild_error is None), None)
-    if blind is not None and {"experts", "outliers"} & set(names):
+    if blind is not None and {"experts", "outliers", "activations"} & set(names):
         raise RefusedError(blind.note)
     unseen = next((key for key, semantics in model.semantics.items() if semantics.logits_from == "none"), None)
     if unseen is not None and "logits" in names:
@@ -241,6 +261,7 @@ def _manifest(
     loss: bool,
     max_length: int,
     settings: dict[str, Any],
+    chosen: Plan | None,
 ) -> Manifest:
     versions = {name: version(name) for name in ("moescope", "transformers", "torch", "pyarrow", "numpy")}
     return Manifest(
@@ -272,6 +293,7 @@ def _manifest(
         ),
         sites=[_site_record(model, site.key) for site in model.sites],
         tiers=tiers,  # type: ignore[arg-type]
+        activations=None if chosen is None else chosen.record,
         loss=loss,
         versions=versions | {"python": platform.python_version()},
         settings=settings,

@@ -11,6 +11,7 @@ from moescope.cli import screen
 from moescope.cli.models import Device, Dtype, Json, Revision, Trust, complete_model
 
 if TYPE_CHECKING:
+    from moescope.capturing import Activations
     from moescope.store import Store
 
 CAPTURE_EXAMPLES = """Examples:
@@ -19,6 +20,7 @@ CAPTURE_EXAMPLES = """Examples:
   moescope capture --model qwen-moe --data texts.jsonl --label domain --out runs/x
   moescope capture --model tiny-qwen-moe --data book.txt --sample-by paragraph --out runs/book
   moescope capture --model ./my-checkpoint --data corpus.parquet --tier routing --tier logits --loss --out runs/y
+  moescope capture --model qwen-moe --data texts.jsonl --vectors outputs --vector-layer 3 --out runs/v
   moescope capture --model qwen-moe --data prompts.jsonl --generate 64 --out runs/z    also what it writes
   moescope capture … --out runs/x --resume       go on after Ctrl-C or a crash"""
 
@@ -38,7 +40,7 @@ def capture(
     label: Annotated[list[str] | None, typer.Option(help="Field to keep as a label; repeat for several.")] = None,
     tier: Annotated[
         list[str] | None,
-        typer.Option(help="routing, logits, experts or outliers; repeat for several (default: routing and outliers)."),
+        typer.Option(help="routing, logits, experts, outliers or activations; repeat (default: routing and outliers)."),
     ] = None,
     text: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
     sample_by: Annotated[
@@ -49,6 +51,13 @@ def capture(
     max_length: Annotated[int | None, typer.Option(help="Tokens of context; longer documents are cut.")] = None,
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one forward pass.")] = 8192,
     compress_logits: Annotated[bool, typer.Option("--compress-logits", help="Compress the logits tier.")] = False,
+    vectors: Annotated[
+        list[str] | None, typer.Option(help="Of the activations tier: outputs, neurons or router_inputs; repeat.")
+    ] = None,
+    vector_layer: Annotated[list[int] | None, typer.Option(help="… of this layer only; repeat.")] = None,
+    vector_expert: Annotated[list[int] | None, typer.Option(help="… of this expert only; repeat.")] = None,
+    vector_sample: Annotated[float, typer.Option(help="… of this share of the tokens.")] = 0.01,
+    vector_limit: Annotated[float, typer.Option(help="… and at most so many GB.")] = 1.0,
     generate: Annotated[
         int | None, typer.Option(help="Let the model write so many tokens after each document, and capture those too.")
     ] = None,
@@ -98,6 +107,7 @@ def capture(
                 max_length=max_length,
                 batch_tokens=batch_tokens,
                 compress_logits=compress_logits,
+                activations=_vectors(vectors, vector_layer, vector_expert, vector_sample, vector_limit),
                 generate=_generation(generate, sample, temperature, top_p, seed),
                 resume=resume,
                 on_forecast=bar.forecast,
@@ -111,6 +121,17 @@ def capture(
         return
     screen.say(f"{store.n_tokens:,} tokens of {store.n_documents:,} documents are in {out}")
     screen.say(f"next: moescope report {out}")
+
+
+def _vectors(
+    kinds: list[str] | None, layers: list[int] | None, experts: list[int] | None, sample: float, limit: float
+) -> Activations | None:
+    """The activations tier of the command line, if any of it was asked for."""
+    from moescope.capturing import Activations
+
+    if kinds is None and layers is None and experts is None:
+        return None
+    return Activations(kinds or ["outputs"], layers, experts, sample, max_bytes=int(limit * 1e9))
 
 
 def _generation(

@@ -14,6 +14,7 @@ from moescope.store.columns import storage_dtype
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Shaped
 
+    from moescope.store.activations import Vectors
     from moescope.store.manifest import Manifest, SiteRecord
     from moescope.store.outliers import OutlierBatch
 
@@ -74,6 +75,7 @@ class Batch:
         vocabulary: text of every token id in this batch (more do no harm).
         sites: arrays by site key.
         outliers: maxima by site key and by layer; needed when the outliers tier is captured.
+        activations: chosen vectors by (kind, site key); needed when the activations tier is captured.
     """
 
     tokens: Mapping[str, np.ndarray]
@@ -81,6 +83,7 @@ class Batch:
     vocabulary: Mapping[int, str]
     sites: Mapping[str, SiteBatch]
     outliers: OutlierBatch | None = None
+    activations: Mapping[tuple[str, str], Vectors] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens["token_id"])
@@ -91,7 +94,7 @@ class Batch:
         arrays = [*self.tokens.values()]
         for site in self.sites.values():
             arrays += [a for a in vars(site).values() if a is not None]
-        return sum(a.nbytes for a in arrays)
+        return sum(a.nbytes for a in arrays) + sum(vectors.nbytes for vectors in self.activations.values())
 
 
 def check_batch(batch: Batch, manifest: Manifest) -> None:
@@ -117,10 +120,33 @@ def check_batch(batch: Batch, manifest: Manifest) -> None:
         raise StoreError(f"site {odd} is {'not in the batch' if odd in sites else 'not in the manifest'}.")
     for key, arrays in batch.sites.items():
         _check_site(sites[key], arrays, len(batch), manifest)
+    if manifest.activations is not None:
+        _check_activations(batch, manifest)
     if "outliers" in manifest.tiers:
         if batch.outliers is None:
             raise StoreError("the outliers tier is captured but the batch has no outliers.")
         batch.outliers.check({key: site.n_experts for key, site in sites.items()})
+
+
+def _check_activations(batch: Batch, manifest: Manifest) -> None:
+    assert manifest.activations is not None
+    sites = {site.key: site for site in manifest.sites}
+    for kind in manifest.activations.kinds:
+        for key in manifest.activations.sites:
+            what, vectors = f"activations {kind} of {key}", batch.activations.get((kind, key))
+            if vectors is None:
+                raise StoreError(f"{what} are missing from the batch.")
+            row, n = _expect(f"{what}: row", vectors.row, (len(vectors),), "iu"), len(vectors)
+            for name in ("slot", "expert"):
+                _expect(f"{what}: {name}", getattr(vectors, name), (n,), "iu")
+            _expect(what, vectors.values, (n, vectors.values.shape[-1]), storage_dtype(vectors.dtype))
+            if n and (row.min() < 0 or row.max() >= len(batch)):
+                raise StoreError(f"{what} name a row outside the batch.")
+            expert = batch.sites[key].expert
+            if kind == "router_inputs" or not n or expert is None:
+                continue
+            if vectors.slot.max() >= sites[key].top_k or (expert[row, vectors.slot] != vectors.expert).any():
+                raise StoreError(f"{what} name experts that the routing of their tokens does not.")
 
 
 def _check_tokens(batch: Batch, manifest: Manifest) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from moescope.errors import StoreError
+from moescope.store.activations import file_name
 from moescope.store.commit import SHARDS, Commit, checksum, read_commits, wrong_sizes
 from moescope.store.manifest import Manifest, SiteRecord, read_manifest
 from moescope.store.shard import Shard
@@ -110,6 +111,10 @@ def _contents(shard: Shard, seen: _Seen) -> dict[str, Iterator[str]]:
     for tier, check in {"routing": _routing, "logits": _logits, "experts": _experts}.items():
         if tier in shard.manifest.tiers:
             checks[tier] = _every_site(shard, check)
+    record = shard.manifest.activations
+    for kind in [] if record is None else record.kinds:
+        for key in [] if record is None else record.sites:
+            checks[file_name(kind, key)] = _activations(shard, kind, key)
     return checks
 
 
@@ -177,3 +182,12 @@ def _experts(shard: Shard, site: SiteRecord) -> Iterator[str]:
     outputs = shard.experts(site.key)
     if (outputs.norm < 0).any() or (outputs.absmax > outputs.norm * 1.001).any():
         yield f"{site.key}: an expert's largest output exceeds the norm of its output."
+
+
+def _activations(shard: Shard, kind: str, key: str) -> Iterator[str]:
+    vectors = shard.activations(kind, key)
+    row = vectors.row - shard.offset
+    if len(row) and (row.min() < 0 or row.max() >= shard.n_tokens):
+        yield "names a token row outside the shard."
+    elif kind != "router_inputs" and (shard.routing(key).expert[row, vectors.slot] != vectors.expert).any():
+        yield "names experts that the routing of their tokens does not."

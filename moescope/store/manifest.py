@@ -16,7 +16,7 @@ FORMAT = "moescope-store"
 VERSION = 1
 MANIFEST = "manifest.json"
 
-Tier = Literal["routing", "logits", "experts", "outliers"]
+Tier = Literal["routing", "logits", "experts", "outliers", "activations"]
 Status = Literal["capturing", "complete", "interrupted"]
 
 # Columns every documents table has; a label may not take their names.
@@ -135,6 +135,17 @@ class SiteRecord(_Record):
         return self.id_dtype or id_dtype(self.n_experts, self.slots_can_miss)
 
 
+class ActivationsRecord(_Record):
+    """Which vectors the activations tier holds: kinds, site keys, experts (null: all selected), share of tokens."""
+
+    kinds: list[Literal["outputs", "neurons", "router_inputs"]] = Field(min_length=1)
+    sites: list[str] = Field(min_length=1)
+    experts: list[int] | None = None
+    sample: float = Field(gt=0, le=1)
+    seed: int = 0
+    max_bytes: int = Field(ge=1)
+
+
 class ShardSummary(_Record):
     """One committed shard."""
 
@@ -163,6 +174,7 @@ class Manifest(_Record):
     corpus: CorpusRecord
     sites: list[SiteRecord] = Field(min_length=1)
     tiers: list[Tier] = Field(min_length=1)
+    activations: ActivationsRecord | None = None
     loss: bool = False
     edits: dict[str, Any] | None = None
     versions: dict[str, str] = {}
@@ -183,6 +195,11 @@ class Manifest(_Record):
             raise ValueError("a tier is named twice")
         if "experts" in self.tiers and "routing" not in self.tiers:
             raise ValueError("the experts tier needs the routing tier: its slots are named by the routed ids")
+        if ("activations" in self.tiers) != (self.activations is not None):
+            raise ValueError("the activations tier and its record go together")
+        strange = set(self.activations.sites) - set(keys) if self.activations is not None else set()
+        if strange:
+            raise ValueError(f"activations name the site {min(strange)!r}, which there is not")
         if self.setting("logits_compression", "none") not in ("none", "zstd"):
             raise ValueError("settings.logits_compression must be 'none' or 'zstd'")
         for name in ("shard_tokens", "shard_bytes"):

@@ -11,6 +11,7 @@ import numpy as np
 
 from moescope.errors import StoreError
 from moescope.store import aggregates, documents
+from moescope.store.activations import Vectors, joined
 from moescope.store.commit import read_commits, wrong_sizes
 from moescope.store.manifest import Manifest, SiteRecord, read_manifest
 from moescope.store.outliers import merged_tables
@@ -163,6 +164,14 @@ class Store:
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts) if parts else np.empty((0, site.n_experts), np.float32)
+
+    def activations(self, kind: str, layer: int | str, expert: int | None = None) -> Vectors:
+        """Chosen vectors of one layer ("outputs", "neurons" or "router_inputs"), of one expert if asked; `Vectors`."""
+        site = self.site(layer)
+        need_tier(self.manifest, "activations")
+        if not self.shards:
+            raise StoreError(f"{self.path} holds no tokens yet.")
+        return joined([shard.activations(kind, site.key, expert) for shard in self.shards])
 
     def selection_scores(self, layer: int | str, rows: slice | None = None) -> Float[np.ndarray, "token expert"]:
         """What the router compared when it chose, [T, E] float32, from the logits tier; see `selection_scores`."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moescope.errors import StoreError
+from moescope.store.activations import Vectors, file_name, of_expert, read_vectors
 from moescope.store.columns import storage_dtype, unpack_rows, widen
 from moescope.store.commit import Commit
 from moescope.store.manifest import Manifest, SiteRecord
@@ -27,7 +28,9 @@ HOW_TO_CAPTURE = {
     "logits": "the router's logits",
     "experts": "each selected expert's output norm",
     "outliers": "maxima per expert and layer",
+    "activations": "chosen vectors",
 }
+FREE_LENGTH = ("documents", "vocabulary", "outliers", "hidden_outliers", "activations")  # not one row for each token
 
 
 class Shard:
@@ -83,6 +86,22 @@ class Shard:
         begin = first * LOGITS_ROW_GROUP
         return widen(stored[start - begin : stop - begin], site.logit_dtype)
 
+    def activations(self, kind: str, layer: int | str, expert: int | None = None) -> Vectors:
+        """Chosen vectors of one layer, of one expert if asked; see `Vectors`. Rows are rows of the store.
+
+        Raises:
+            StoreError: this kind or layer was not kept.
+        """
+        site = find_site(self.manifest, layer)
+        need_tier(self.manifest, "activations")
+        record = self.manifest.activations
+        assert record is not None
+        if kind not in record.kinds or site.key not in record.sites:
+            raise StoreError(
+                f"no {kind} of {site.key} were kept; there are {', '.join(record.kinds)} of {', '.join(record.sites)}."
+            )
+        return of_expert(read_vectors(self.table(file_name(kind, site.key)), self.offset), expert)
+
     def site_columns(self, tier: str, site: SiteRecord, names: Sequence[str]) -> Mapping[str, pa.ChunkedArray]:
         """Raw columns of one site, by field name."""
         full = {f"{site.key}.{name}": name for name in names}
@@ -101,7 +120,7 @@ class Shard:
                 if column not in known:
                     raise StoreError(f"{name} has no column {column!r}; it has {', '.join(known[:12])}.")
             table = file.read(columns=None if columns is None else list(columns))
-        if name not in ("documents", "vocabulary", "outliers", "hidden_outliers") and table.num_rows != self.n_tokens:
+        if name.partition(".")[0] not in FREE_LENGTH and table.num_rows != self.n_tokens:
             raise StoreError(f"{self.path / name}.parquet has {table.num_rows} rows, its commit says {self.n_tokens}.")
         return table.select(columns) if columns is not None else table
 

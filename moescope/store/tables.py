@@ -192,6 +192,8 @@ def parquet_options(name: str, table: pa.Table, manifest: Manifest) -> dict[str,
         return {"use_dictionary": ["phase"]}
     if name in ("documents", "vocabulary", "outliers", "hidden_outliers"):
         return {}
+    if name.startswith("activations."):
+        return {"use_dictionary": False}
     options: dict[str, Any] = {"use_dictionary": False, "write_statistics": False}
     if name == "logits":
         options["compression"] = manifest.setting("logits_compression", "none")

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from moescope.errors import MoescopeError, StoreError
+from moescope.store.activations import activation_tables
 from moescope.store.batch import Batch, check_batch
 from moescope.store.commit import (
     Commit,
@@ -219,6 +220,7 @@ class StoreWriter:
             "documents": documents_table(documents, self.manifest.corpus.labels),
             "vocabulary": vocabulary_table(texts),
             **site_tables(self.manifest, batches),
+            **activation_tables(self.manifest, batches),
         }
         if "outliers" in self.manifest.tiers:
             maxima = OutlierMaxima()

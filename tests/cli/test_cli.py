@@ -237,3 +237,11 @@ def test_inspect_says_what_tiers_cost() -> None:
     found = json.loads(done.stdout)
     assert found["bytes_per_token"]["logits"] == 6 * 16 * 4  # layers x experts x float32, uncompressed
     assert 6 * 4 * 4 < found["bytes_per_token"]["routing"] < 6 * (4 * 6 + 12)
+
+
+def test_vectors_from_the_command_line(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "vectors"
+    done = moescope("capture", "--model", checkpoint, "--data", corpus, "--limit", 6, "--out", out,
+                    "--vectors", "outputs", "--vector-layer", 1, "--vector-sample", 0.5)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(ms.open(out).activations("outputs", 1)) > 0

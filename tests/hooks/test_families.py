@@ -16,7 +16,7 @@ from tests.zoo import ZOO, LayerReference, build, inputs, reference, shared
 
 MIXED = "ernie4_5_vl_moe+mm"  # half of its tokens go to a pool of vision experts
 CAPTURED = [name for name in ZOO if name != MIXED]
-ALL = Want(logits=True, experts=True, outliers=True, vectors=True)
+ALL = Want(logits=True, experts=True, outliers=True)
 HASHED = "deepseek_v4"  # its first layers look experts up by token id
 # One token at a time, both sides padded, and longer than every sliding window and attention chunk of the zoo.
 SHAPES = {
