@@ -71,7 +71,9 @@ class CallReader(Reader):
         hidden, ids, weights = self._inputs
         self._inputs = None
         returned = flat(output) if self.gather.returned else None
-        self.on_facts(Facts(hidden, ids, weights, slots=self._slots.values, returned=returned, **self._words.take()))
+        said, linear = self._words.take()
+        slots = self._slots.values
+        self.on_facts(Facts(hidden, ids, weights, output=said, linear=linear, slots=slots, returned=returned))
 
 
 def watch_neurons(path: str, experts: nn.Module, see: Callable[[torch.Tensor], None]) -> Undo:
@@ -80,9 +82,9 @@ def watch_neurons(path: str, experts: nn.Module, see: Callable[[torch.Tensor], N
     Raises:
         RefusedError: this module has neither as a part of its own.
     """
-    gate = getattr(experts, "_apply_gate", None)
+    gate: Callable[..., torch.Tensor] | None = getattr(experts, "_apply_gate", None)
     activation = getattr(experts, "act_fn", None)
-    if getattr(experts, "has_gate", False) and callable(gate):
+    if getattr(experts, "has_gate", False) and gate is not None:
 
         def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
             result = gate(*args, **kwargs)
@@ -92,7 +94,11 @@ def watch_neurons(path: str, experts: nn.Module, see: Callable[[torch.Tensor], N
         experts.__dict__["_apply_gate"] = watched
         return lambda: experts.__dict__.pop("_apply_gate") and None
     if getattr(experts, "has_gate", True) is False and isinstance(activation, nn.Module):
-        return activation.register_forward_hook(lambda module, args, output: see(output)).remove
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            see(output)
+
+        return activation.register_forward_hook(after).remove
     raise RefusedError(f"The neurons of {path} ({type(experts).__name__}) cannot be seen; capture its outputs instead.")
 
 

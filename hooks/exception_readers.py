@@ -43,7 +43,9 @@ class ScaledInputReader(Reader):
         by_expert = output.detach().view(self.site.n_experts, n, -1)
         tokens = torch.arange(n, device=ids.device).unsqueeze(-1).expand_as(ids)
         chosen = by_expert[ids.flatten(), tokens.flatten()] if self.gather.outputs else by_expert[:0, 0]
-        facts = Facts(self._hidden, ids, weights, slots=measured(chosen, self.gather), **self._words.take())
+        said, linear = self._words.take()
+        slots = measured(chosen, self.gather)
+        facts = Facts(self._hidden, ids, weights, output=said, linear=linear, slots=slots)
         if self.gather.returned:
             facts.returned = by_expert.sum(0)
         self.on_facts(facts)
@@ -87,13 +89,14 @@ class PlanReader(Reader):
         weights = torch.empty_like(gates).index_put((order,), gates).detach().view(-1, k)
         slots = Slots(len(order), self.gather)
         slots.put(output.detach(), order)
-        self._facts = Facts(self._hidden, ids, weights, slots=slots.values, **self._words.take())
+        said, linear = self._words.take()
+        self._facts = Facts(self._hidden, ids, weights, output=said, linear=linear, slots=slots.values)
         if not self.gather.returned:
             self.on_facts(self._facts)
 
     def _after_sum(self, output: torch.Tensor) -> None:
         assert self._facts is not None, "the sum was made before its experts ran"
-        self._facts.returned = flat(output - self.block.bias)
+        self._facts.returned = flat(output - self.block.get_parameter("bias"))
         self.on_facts(self._facts)
 
 

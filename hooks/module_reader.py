@@ -78,14 +78,14 @@ class ModuleReader(Reader):
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
         ids, weights, missing, slots = self._by_slot()
-        words = self._words.take()
-        if words["linear"] is not None and words["linear"].shape[-1] >= self.site.n_experts:
-            words["output"] = words["linear"]
+        said, linear = self._words.take()
+        if linear is not None and linear.shape[-1] >= self.site.n_experts:
+            said = linear
         factors = self._ledger.factors
         if len(factors) > 1:
             raise RefusedError(f"{self.site.block} multiplies its experts' outputs by several factors: {factors}.")
         first = output[0] if isinstance(output, tuple) else output
-        facts = Facts(self._hidden, ids, weights, missing, slots=slots, factor=next(iter(factors), 1.0), **words)
+        facts = Facts(self._hidden, ids, weights, missing, said, linear, slots, factor=next(iter(factors), 1.0))
         if self.gather.returned:
             facts.returned = self._routed_sum(flat(first))
         self.on_facts(facts)

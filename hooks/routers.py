@@ -34,9 +34,9 @@ class RouterWatch:
             return [override_forward(self._router, self._run)]
         return [self._router.register_forward_hook(self._after).remove] if self._gather.output else []
 
-    def take(self) -> dict[str, torch.Tensor | None]:
-        """``output`` and ``linear`` [T, columns] of the pass that just went by, for `Facts`."""
-        words = {"output": self._output, "linear": self._linear}
+    def take(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The output and the linear map, [T, columns] each, of the pass that just went by."""
+        words = self._output, self._linear
         self._output = self._linear = None
         return words
 

@@ -165,8 +165,13 @@ class Tap:
             valid=_valid(site, semantics, choices, missing, order),
             logits=logits[:, : site.n_experts] if self._want.logits and logits is not None else None,
             router_input=self._router_inputs.pop(site.key, None),
-            **summaries,
-            **slots,
+            logsumexp=summaries["logsumexp"],
+            entropy=summaries["entropy"],
+            margin=summaries["margin"],
+            norm=slots.get("norm"),
+            absmax=slots.get("absmax"),
+            vectors=slots.get("vectors"),
+            neurons=slots.get("neurons"),
         )
         if reading.valid is not None:  # whatever ran for a missing slot, with weight 0, says nothing of an expert
             reading.norm, reading.absmax = (

@@ -13,7 +13,7 @@ from moescope.capturing.batches import TextBatch
 from moescope.errors import MoescopeError, RefusedError
 from moescope.hooks.model import Model
 from moescope.hooks.taps import Tap, Want
-from moescope.store.activations import KINDS, Vectors
+from moescope.store.activations import KINDS, Kind, Vectors
 from moescope.store.manifest import ActivationsRecord
 
 Arrays = Mapping[tuple[str, ...], np.ndarray]
@@ -93,7 +93,7 @@ def plan(model: Model, chosen: Activations) -> Plan:
         MoescopeError: an unknown kind, layer or expert, or a share that is none.
         RefusedError: vectors of this kind cannot be seen in this model.
     """
-    kinds = [kind for kind in KINDS if kind in chosen.kinds]
+    kinds: list[Kind] = [kind for kind in KINDS if kind in chosen.kinds]
     unknown = [kind for kind in chosen.kinds if kind not in KINDS]
     if unknown or not kinds:
         raise MoescopeError(f"Unknown kind of activations {unknown[:1] or 'none'}; kinds are {', '.join(KINDS)}.")
