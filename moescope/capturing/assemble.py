@@ -10,8 +10,10 @@ from moescope.capturing.activations import Plan
 from moescope.capturing.batches import Sequence, TextBatch
 from moescope.errors import RefusedError
 from moescope.hooks.model import Model
+from moescope.hooks.sinks import ROUNDING
 from moescope.store.batch import PHASES, Batch, DocumentRow, SiteBatch
 from moescope.store.outliers import ExpertMaxima, HiddenMaximum, OutlierBatch
+from moescope.store.sinks import SinkSums
 
 Arrays = dict[tuple[str, ...], np.ndarray]
 SITE_FIELDS = ("expert", "weight", "valid", "logsumexp", "entropy", "margin", "logits", "norm", "absmax")
@@ -60,6 +62,7 @@ def assemble(model: Model, batch: TextBatch, arrays: Arrays, texts: TokenTexts, 
         vocabulary=texts(tokens["token_id"]),
         sites=sites,
         outliers=_outliers(model, arrays, tokens),
+        sinks=_sinks(model, arrays),
         activations={} if chosen is None else chosen.vectors(arrays, chosen.rows(batch)),
     )
 
@@ -82,6 +85,16 @@ def _phases(sequence: Sequence) -> np.ndarray:
     """'prefill' for what was given, 'decode' for what the model wrote."""
     given = len(sequence) if sequence.n_prompt is None else sequence.n_prompt
     return np.where(np.arange(len(sequence)) < given, *PHASES)
+
+
+def _sinks(model: Model, arrays: Arrays) -> dict[int, SinkSums]:
+    """Attention on first tokens by layer; a layer whose attention was not rebuilt in this batch is left out."""
+    allowed = ROUNDING.get(model.hf.dtype, 1e-4)
+    return {
+        int(layer): SinkSums(arrays[(kind, layer, "mass")], int(arrays[(kind, layer, "queries")]))
+        for kind, layer, name in [key for key in arrays if key[0] == "sink" and key[2] == "error"]
+        if arrays[(kind, layer, name)] <= allowed
+    }
 
 
 def _outliers(model: Model, arrays: Arrays, tokens: dict[str, np.ndarray]) -> OutlierBatch | None:

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -24,9 +25,12 @@ from moescope.errors import MoescopeError, RefusedError
 from moescope.hooks.model import Model
 from moescope.hooks.readings import HostCopy
 from moescope.hooks.semantics import Semantics
+from moescope.hooks.sinks import SinkWatch
 from moescope.hooks.taps import Tap, Want
 from moescope.store import Store
+from moescope.store.commit import read_commits
 from moescope.store.manifest import CorpusRecord, Manifest, ModelRecord, Selection, SiteRecord, TokenizerRecord
+from moescope.store.sinks import SINKS
 from moescope.store.writer import SHARD_TOKENS, StoreWriter
 
 TIERS = ("routing", "logits", "experts", "outliers", "activations")
@@ -46,6 +50,7 @@ def capture(
     tiers: Sequence[str] = DEFAULT_TIERS,
     *,
     loss: bool = False,
+    sinks: bool = False,
     max_length: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     shard_tokens: int = SHARD_TOKENS,
@@ -69,6 +74,8 @@ def capture(
             (norm and largest magnitude of each selected expert's output), "outliers" (maxima by expert and layer) and
             "activations" (chosen vectors).
         loss: also store each token's loss in nats, given the tokens before it in its context.
+        sinks: also store how much attention each head puts on a sequence's first token, over one sequence of each
+            batch (its attention is worked out once more, which costs about a tenth).
         max_length: tokens of context; longer documents are cut. By default 2048 or the model's own limit.
         batch_tokens: padded tokens of one forward pass; models whose texts need a batch of their own (doge, nllb_moe,
             diffusion_gemma: `Model.own_batch` says why) get one text each.
@@ -105,6 +112,8 @@ def capture(
         "shard_tokens": shard_tokens,
         "logits_compression": "zstd" if compress_logits else "none",
     }
+    if sinks:
+        settings[SINKS] = 1
     if options is not None:
         if chosen is not None:
             raise MoescopeError("Activations are not kept while generating; capture the written texts once more.")
@@ -136,11 +145,11 @@ def capture(
             corpus, model.tokenizer, max_length=max_length, batch_tokens=batch_tokens, prompts=options is not None
         )
         todo = ahead(islice(cut, writer.cursor, None))
-        read = readings(model, todo, want(tiers), loss=loss, chosen=chosen)
+        read = readings(model, todo, want(tiers), loss=loss, sinks=sinks, chosen=chosen)
         if options is not None:
             read = generations(model, todo, want(tiers), options)
         texts = TokenTexts(model.tokenizer)
-        kept = 0
+        kept = _kept_before(Path(out))
         for batch, arrays in read:
             whole = assemble(model, batch, arrays, texts, chosen)
             kept += sum(vectors.nbytes for vectors in whole.activations.values())
@@ -155,13 +164,25 @@ def capture(
     return Store.open(out)
 
 
+def _kept_before(out: Path) -> int:
+    """Bytes of activations that an interrupted capture left in its committed shards."""
+    files = (item for _, commit in read_commits(out) for item in commit.files.items())
+    return sum(record.bytes for name, record in files if name.startswith("activations."))
+
+
 def want(tiers: Sequence[str]) -> Want:
     """What the taps must read for these tiers."""
     return Want(logits="logits" in tiers, experts="experts" in tiers, outliers="outliers" in tiers)
 
 
 def readings(
-    model: Model, todo: Iterator[TextBatch], wanted: Want, *, loss: bool = False, chosen: Plan | None = None
+    model: Model,
+    todo: Iterator[TextBatch],
+    wanted: Want,
+    *,
+    loss: bool = False,
+    sinks: bool = False,
+    chosen: Plan | None = None,
 ) -> Iterator[tuple[TextBatch, dict[tuple[str, ...], np.ndarray]]]:
     """Run batches through the model under taps.
 
@@ -169,21 +190,37 @@ def readings(
     """
     waiting: tuple[TextBatch, HostCopy] | None = None
     wanted = wanted if chosen is None else chosen.wanting(wanted)
-    with torch.inference_mode(), Tap(model.hf, model.sites, model.semantics, wanted) as tap:
+    with (
+        torch.inference_mode(),
+        Tap(model.hf, model.sites, model.semantics, wanted) as tap,
+        SinkWatch(model.hf, _layers(model)) if sinks else nullcontext() as watch,
+    ):
         for batch in todo:
             ids, mask = (torch.from_numpy(array).to(model.device) for array in batch.padded(model.pad_id))
             rows = _real_rows(batch, ids.shape[1]).to(model.device)
             keep = None if chosen is None else torch.from_numpy(chosen.rows(batch)).to(model.device)
             tap.begin(ids.numel(), None if len(rows) == ids.numel() else rows, keep)
+            if watch is not None:
+                watch.begin(mask[:1])
             logits = model.forward(ids, mask, head=loss)
             reading = tap.take()
-            extra = {("loss",): token_losses(logits, ids).flatten()[rows]} if loss else {}
+            extra: dict[tuple[str, ...], torch.Tensor] = {}
+            if loss:
+                extra[("loss",)] = token_losses(logits, ids).flatten()[rows]
+            for layer, share in {} if watch is None else watch.take().items():
+                extra |= {("sink", str(layer), name): value for name, value in vars(share).items()}
             started = batch, HostCopy(reading, extra)
             if waiting is not None:
                 yield waiting[0], waiting[1].arrays()
             waiting = started
         if waiting is not None:
             yield waiting[0], waiting[1].arrays()
+
+
+def _layers(model: Model) -> dict[int, str]:
+    """Paths of the decoder layers by number; none where two stacks share numbers."""
+    stacks = {site.layer_path.rpartition(".")[0] for site in model.sites}
+    return {n: f"{stack}.{n}" for stack in stacks for n in range(model.n_layers)} if len(stacks) == 1 else {}
 
 
 def token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

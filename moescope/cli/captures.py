@@ -48,6 +48,9 @@ def capture(
     ] = "line",
     limit: Annotated[int | None, typer.Option(help="Use only the first so many documents.")] = None,
     loss: Annotated[bool, typer.Option("--loss", help="Also store each token's loss.")] = False,
+    sinks: Annotated[
+        bool, typer.Option("--sinks", help="Also store how much attention each head puts on the first token.")
+    ] = False,
     max_length: Annotated[int | None, typer.Option(help="Tokens of context; longer documents are cut.")] = None,
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one forward pass.")] = 8192,
     compress_logits: Annotated[bool, typer.Option("--compress-logits", help="Compress the logits tier.")] = False,
@@ -104,6 +107,7 @@ def capture(
                 out,
                 tier or DEFAULT_TIERS,
                 loss=loss,
+                sinks=sinks,
                 max_length=max_length,
                 batch_tokens=batch_tokens,
                 compress_logits=compress_logits,

@@ -13,8 +13,9 @@ The folder (format version 1; every file is plain Parquet or JSON):
                                       float32; L003.valid: bit mask, where slots can be missing
     shards/00000/logits.parquet       L003.logits: E numbers a row
     shards/00000/experts.parquet      L003.norm, L003.absmax: k float32 a row
-    shards/00000/{documents,vocabulary,outliers,hidden_outliers}.parquet
-    {documents,vocabulary,outliers,hidden_outliers}.parquet     the same for all shards, once the capture is complete
+    shards/00000/activations.outputs.L003.parquet   chosen vectors; see `activations`
+    shards/00000/{documents,vocabulary,outliers,hidden_outliers,attention_sinks}.parquet
+    {documents,vocabulary,outliers,hidden_outliers,attention_sinks}.parquet     the same for all shards, when complete
     aggregates/                       caches; may be deleted
 
 Routing at k = 8 of 64 takes 26.1 bytes a token and layer with bfloat16 weights (ids 5.8, weights 11.1, the three

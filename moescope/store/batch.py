@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moescope.store.activations import Vectors
     from moescope.store.manifest import Manifest, SiteRecord
     from moescope.store.outliers import OutlierBatch
+    from moescope.store.sinks import SinkSums
 
 INTEGER_COLUMNS = ("document", "sequence", "position", "token_id")
 SPAN_COLUMNS = ("start", "end")
@@ -75,6 +76,7 @@ class Batch:
         vocabulary: text of every token id in this batch (more do no harm).
         sites: arrays by site key.
         outliers: maxima by site key and by layer; needed when the outliers tier is captured.
+        sinks: attention on the first token by model layer, for the layers where it could be read; when captured.
         activations: chosen vectors by (kind, site key); needed when the activations tier is captured.
     """
 
@@ -83,6 +85,7 @@ class Batch:
     vocabulary: Mapping[int, str]
     sites: Mapping[str, SiteBatch]
     outliers: OutlierBatch | None = None
+    sinks: Mapping[int, SinkSums] = field(default_factory=dict)
     activations: Mapping[tuple[str, str], Vectors] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -18,6 +18,7 @@ from moescope.store.outliers import merged_tables
 from moescope.store.routing import ExpertOutputs, Routing
 from moescope.store.selection import selection_scores
 from moescope.store.shard import Shard, find_site, need_tier, row_bounds
+from moescope.store.sinks import SINKS, merged_sinks, with_share
 from moescope.store.tables import token_schema
 
 if TYPE_CHECKING:
@@ -184,6 +185,18 @@ class Store:
     def hidden_outliers(self) -> pa.Table:
         """The largest value of each layer's output residual, its token and channel."""
         return self._outlier_tables()[1]
+
+    def attention_sinks(self) -> pa.Table:
+        """Attention on a sequence's first token by layer and head: mass, queries and share; see `sinks`.
+
+        Raises:
+            StoreError: they were not captured.
+        """
+        if not self.manifest.setting(SINKS, 0):
+            raise StoreError("this store has no attention sinks; capture again with sinks=True.")
+        if self._is_consolidated(SINKS):
+            return with_share(self._root_table(SINKS))
+        return with_share(merged_sinks(shard.table(SINKS) for shard in self.shards))
 
     def _outlier_tables(self) -> tuple[pa.Table, pa.Table]:
         need_tier(self.manifest, "outliers")

@@ -30,7 +30,8 @@ HOW_TO_CAPTURE = {
     "outliers": "maxima per expert and layer",
     "activations": "chosen vectors",
 }
-FREE_LENGTH = ("documents", "vocabulary", "outliers", "hidden_outliers", "activations")  # not one row for each token
+# Files that do not have one row for each token:
+FREE_LENGTH = ("documents", "vocabulary", "outliers", "hidden_outliers", "attention_sinks", "activations")
 
 
 class Shard:

@@ -190,7 +190,7 @@ def parquet_options(name: str, table: pa.Table, manifest: Manifest) -> dict[str,
     """
     if name == "tokens":
         return {"use_dictionary": ["phase"]}
-    if name in ("documents", "vocabulary", "outliers", "hidden_outliers"):
+    if name in ("documents", "vocabulary", "outliers", "hidden_outliers", "attention_sinks"):
         return {}
     if name.startswith("activations."):
         return {"use_dictionary": False}

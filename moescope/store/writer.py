@@ -37,6 +37,7 @@ from moescope.store.manifest import (
     validated,
 )
 from moescope.store.outliers import OutlierMaxima, merged_tables
+from moescope.store.sinks import SINKS, merged_sinks, sinks_table
 from moescope.store.tables import documents_table, parquet_options, site_tables, tokens_table, vocabulary_table
 
 if TYPE_CHECKING:
@@ -228,6 +229,8 @@ class StoreWriter:
                 if batch.outliers is not None:
                     maxima.add(batch.outliers)
             tables["outliers"], tables["hidden_outliers"] = maxima.tables(self._layers)
+        if self._has_sinks:
+            tables[SINKS] = sinks_table(batch.sinks for batch in batches)
         with new_shard(self.path, self._n_shards) as folder:
             files: dict[str, FileRecord] = {}
             for name, table in tables.items():
@@ -238,6 +241,10 @@ class StoreWriter:
         self._n_shards += 1
         self._committed = cursor
         self._known_tokens.update(texts)
+
+    @property
+    def _has_sinks(self) -> bool:
+        return bool(self.manifest.setting(SINKS, 0))
 
     def _finish(self, status: Status) -> None:
         commits = read_commits(self.path)
@@ -263,6 +270,8 @@ class StoreWriter:
         if "outliers" in self.manifest.tiers:
             pairs = zip(_parts(shards, "outliers"), _parts(shards, "hidden_outliers"), strict=True)
             tables["outliers"], tables["hidden_outliers"] = merged_tables(pairs, self._layers)
+        if self._has_sinks:
+            tables[SINKS] = merged_sinks(_parts(shards, SINKS))
         return {f"{name}.parquet": write_table(self.path / f"{name}.parquet", table) for name, table in tables.items()}
 
 
