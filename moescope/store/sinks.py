@@ -53,10 +53,10 @@ def merged_sinks(tables: Iterable[pa.Table]) -> pa.Table:
 
 def with_share(table: pa.Table) -> pa.Table:
     """The table with ``share``: mean attention on the first token; null where there was no query."""
-    import pyarrow.compute as pc
+    import pyarrow as pa
 
-    counted = pc.if_else(pc.greater(table["queries"], 0), table["queries"], None)
-    return table.append_column("share", pc.divide(table["mass"], counted))
+    mass, queries = table["mass"].to_numpy(), table["queries"].to_numpy()
+    return table.append_column("share", pa.array(mass / np.maximum(queries, 1), mask=queries == 0))
 
 
 def sinks_schema() -> pa.Schema:
