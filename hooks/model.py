@@ -126,12 +126,14 @@ class Model:
         Without ``head`` the language-model head is computed for one position only, where the model allows it. A model
         with a decoder beside its encoder gets the text in both, so that row t of either is token t.
         """
-        extra: dict[str, Any] = {"use_cache": False} if "use_cache" in self.parameters else {}
-        if "decoder_input_ids" in self.parameters:
+        extra: dict[str, Any] = {"use_cache": False} if "use_cache" in self.forward_arguments else {}
+        if "decoder_input_ids" in self.forward_arguments:
             extra["decoder_input_ids"] = input_ids
-            if self.parameters & {"decoder_attention_mask", "decoder_position_ids"} == {"decoder_attention_mask"}:
+            if self.forward_arguments & {"decoder_attention_mask", "decoder_position_ids"} == {
+                "decoder_attention_mask"
+            }:
                 extra["decoder_attention_mask"] = attention_mask  # that of a canvas has another shape: see `own_batch`
-        if not head and "logits_to_keep" in self.parameters:
+        if not head and "logits_to_keep" in self.forward_arguments:
             extra["logits_to_keep"] = 1
         output = self.hf(input_ids=input_ids, attention_mask=attention_mask, **extra)
         return output.logits if hasattr(output, "logits") else output[0]
@@ -150,12 +152,12 @@ class Model:
             return "its router mixes the tokens of a batch"
         if any(hasattr(router, "moe_eval_capacity_token_fraction") for router in routers):
             return "its experts' capacity is counted over the batch"
-        if "decoder_position_ids" in self.parameters:
+        if "decoder_position_ids" in self.forward_arguments:
             return "its canvas sees the padding of its text"
         return None
 
     @cached_property
-    def parameters(self) -> set[str]:
+    def forward_arguments(self) -> set[str]:
         """Names of the arguments of its forward."""
         return set(inspect.signature(self.hf.forward).parameters)
 

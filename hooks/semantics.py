@@ -37,7 +37,8 @@ class Semantics:
             holds something else: probabilities in gemma4), or "none" (probabilities and no linear to be seen).
         router_output: "logits" or "probabilities", what the router itself returns first.
         score_function: a key of `SCORES`, or None where none reproduces the weights.
-        renormalised: a token's weights are divided by their sum; None where undecided.
+        renormalised: a token's weights are its scores divided by one number: their sum where ``scaling`` is known,
+            else another (dbrx's p-norm, inkling's sum with the shared experts); None where undecided.
         scaling: the factor in the weights beyond score and renormalisation; None where it is not one number.
         selection: whose largest k were chosen: "score", "logit" (where the score function is unknown or a bias is added
             to the logit), or None where unproven (hash layers).

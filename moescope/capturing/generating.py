@@ -47,7 +47,7 @@ def checked(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
     n = options.get("max_new_tokens")
     if not isinstance(n, int) or n < 1:
         raise MoescopeError("Generation needs max_new_tokens, a number of tokens of at least 1.")
-    if model.hf.config.is_encoder_decoder or "decoder_input_ids" in model.parameters:
+    if model.hf.config.is_encoder_decoder or "decoder_input_ids" in model.forward_arguments:
         raise RefusedError(f"{model.name} has a decoder beside its encoder; its generation is not captured yet.")
     if not hasattr(model.hf, "generate") or not model.hf.can_generate():
         raise RefusedError(f"{type(model.hf).__name__} cannot generate text: it has no language-model head.")

@@ -349,6 +349,7 @@ def _site_record(model: Model, key: str) -> SiteRecord:
         n_experts=site.n_experts,
         top_k=semantics.top_k,
         slots_can_miss=semantics.can_miss,
+        skip_classes=semantics.skips,
         score_function=semantics.score_function or "unknown",
         router_output=semantics.router_output,  # type: ignore[arg-type]
         selection=_selection(semantics),

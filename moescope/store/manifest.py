@@ -106,6 +106,7 @@ class SiteRecord(_Record):
     n_experts: int = Field(ge=1, le=65_535)
     top_k: int = Field(ge=1)
     slots_can_miss: bool = False
+    skip_classes: int = 0  # router classes beyond the experts that mean "no expert"; their logits are not stored (zaya)
     score_function: str
     router_output: Literal["logits", "probabilities"] = "logits"
     selection: Selection = Selection()

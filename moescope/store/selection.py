@@ -27,14 +27,16 @@ def selection_scores(site: SiteRecord, logits: Float[np.ndarray, "token expert"]
     They differ from the router's own by rounding alone (it may have worked in a lower precision).
 
     Raises:
-        StoreError: the rule of this router was not proven when it was captured.
+        StoreError: the rule of this router was not proven when it was captured, or rests on logits that are not stored.
     """
+    if site.skip_classes:
+        raise StoreError(f"{site.key}: its router also scores skipping an expert, and those logits are not stored.")
     base = site.rank_by.removeprefix("selection ")
     if base not in ("score", "logit") or (base == "score" and site.score_function not in SCORES):
         raise StoreError(f"{site.key}: how this router selects was not proven, so it has no selection scores.")
     scores = logits if base == "logit" else SCORES[site.score_function](logits)
     if site.selection.bias_values is not None:
-        scores = scores + np.asarray(site.selection.bias_values, scores.dtype)[: scores.shape[1]]
+        scores = scores + np.asarray(site.selection.bias_values, scores.dtype)
     return scores if site.selection.group_rule is None else _within_groups(site, scores)
 
 

@@ -36,7 +36,8 @@ def test_stored_rules_give_the_scores_that_selected(name: str, tmp_path: Path) -
         assert np.isnan(routing.margin[~there]).all()
 
 
-def test_an_unproven_rule_has_no_scores(tmp_path: Path) -> None:
-    store = ms.capture(model("nllb_moe"), ms.Corpus(rows(1)), tmp_path / "store", ["routing", "logits"])
-    with pytest.raises(ms.StoreError, match="was not proven"):
+@pytest.mark.parametrize(("name", "sentence"), [("nllb_moe", "was not proven"), ("zaya", "scores skipping an expert")])
+def test_where_scores_cannot_be_had_it_is_said(name: str, sentence: str, tmp_path: Path) -> None:
+    store = ms.capture(model(name), ms.Corpus(rows(1)), tmp_path / "store", ["routing", "logits"])
+    with pytest.raises(ms.StoreError, match=sentence):
         store.selection_scores(store.sites[0].key)
