@@ -54,6 +54,12 @@ def checked(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"do_sample": False, "seed": 0, **options}
 
 
+def defaults(model: Model) -> dict[str, Any]:
+    """What the model's own generation settings say where the options say nothing (a repetition penalty, say)."""
+    own = model.hf.generation_config.to_diff_dict()
+    return {name: value for name, value in own.items() if name != "transformers_version" and not name.startswith("_")}
+
+
 def feels_left_padding(model: Model) -> bool:
     """Whether pads before a prompt change what the model says after it (deepseek_v4 compresses windows of positions).
 

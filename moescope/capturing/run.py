@@ -20,7 +20,7 @@ from moescope.capturing.assemble import TokenTexts, assemble
 from moescope.capturing.batches import TextBatch, ahead, batches
 from moescope.capturing.corpus import Census, Corpus
 from moescope.capturing.forecast import Forecast, forecast
-from moescope.capturing.generating import checked, feels_left_padding, generations
+from moescope.capturing.generating import checked, defaults, feels_left_padding, generations
 from moescope.errors import MoescopeError, RefusedError
 from moescope.hooks.model import Model
 from moescope.hooks.readings import HostCopy
@@ -121,7 +121,7 @@ def capture(
             raise MoescopeError(
                 "The loss is not captured while generating; capture the written texts once more for it."
             )
-        settings["generate"] = options
+        settings["generate"] = options | {"defaults": defaults(model)}
         max_length = _leaving_room(model, max_length, options["max_new_tokens"])
     manifest = _manifest(model, corpus, census, tiers, loss, max_length, settings, chosen)
     require_new(Path(out), resume)
