@@ -105,5 +105,5 @@ def watch_neurons(path: str, experts: nn.Module, see: Callable[[torch.Tensor], N
 def experts_arguments(module: nn.Module, args: Any, kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Hidden states, ids [T, k] and weights [T, k] of an experts call; families differ in names, not in order."""
     if kwargs:
-        args = tuple(inspect.signature(module.forward).bind(*args, **kwargs).arguments.values())
+        args = tuple(inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments.values())[1:]
     return args[0], args[1], args[2]

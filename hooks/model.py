@@ -135,7 +135,11 @@ class Model:
                 extra["decoder_attention_mask"] = attention_mask  # that of a canvas has another shape: see `own_batch`
         if not head and "logits_to_keep" in self.forward_arguments:
             extra["logits_to_keep"] = 1
-        output = self.hf(input_ids=input_ids, attention_mask=attention_mask, **extra)
+        return self.run({"input_ids": input_ids, "attention_mask": attention_mask, **extra})
+
+    def run(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Logits [B, S, V] of one forward pass with these arguments."""
+        output = self.hf(**inputs)
         return output.logits if hasattr(output, "logits") else output[0]
 
     @property

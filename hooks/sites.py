@@ -164,8 +164,9 @@ def _places(modules: dict[str, nn.Module], routers: set[str]) -> Iterator[_Place
 
 def _takes_ids_and_weights(experts: nn.Module) -> bool:
     """Whether a module is called as experts(hidden, ids, weights), as far as its signature tells."""
-    parameters = inspect.signature(experts.forward).parameters.values()
-    return len([p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]) == 3
+    # Of the class: wrappers such as nnsight put a forward on the instance that takes anything.
+    parameters = inspect.signature(type(experts).forward).parameters.values()
+    return len([p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]) == 4  # with self
 
 
 def _declared_routers(model: nn.Module) -> set[str]:

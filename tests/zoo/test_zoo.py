@@ -142,7 +142,8 @@ def test_every_selection_bias_is_non_zero_and_varies(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES | OLD_STYLE)
 def test_bfloat16_models_run_and_are_the_rounded_float32_ones(name: str) -> None:
-    low, full = shared(name, torch.bfloat16), dict(shared(name).named_parameters())
+    # A model of its own: nllb_moe and switch_transformers widen their classifier in place when they run.
+    low, full = build(name, torch.bfloat16), dict(shared(name).named_parameters())
     for key, parameter in low.named_parameters():
         assert torch.equal(parameter, full[key].to(parameter.dtype)), key
     layers = reference(low, name, inputs(name))
