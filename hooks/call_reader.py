@@ -31,9 +31,11 @@ class CallReader(Reader):
         self._neurons = torch.empty(0, 0)
 
     def install(self) -> list[Undo]:
+        # First what may refuse: a refusal leaves no hook behind.
+        neurons = [watch_neurons(self.site.experts, self.experts, self._see_neurons)] if self.gather.neurons else []
         return [
+            *neurons,
             *self._words.install(),
-            *([watch_neurons(self.site.experts, self.experts, self._see_neurons)] if self.gather.neurons else []),
             self.experts.register_forward_pre_hook(self._before, with_kwargs=True).remove,
             self.experts.register_forward_hook(self._after).remove,
         ]

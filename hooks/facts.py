@@ -6,6 +6,7 @@ them into readings and the self-check into a verdict, so that what is verified i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -80,7 +81,7 @@ OnFacts = Callable[[Facts], None]
 Undo = Callable[[], None]
 
 
-class Reader:
+class Reader(ABC):
     """Hooks one site and gives its facts once for each forward pass.
 
     Args:
@@ -103,9 +104,9 @@ class Reader:
         self.on_facts = on_facts
         self.top_k = top_k
 
+    @abstractmethod
     def install(self) -> list[Undo]:
         """Place the hooks; gives the functions that remove them."""
-        raise NotImplementedError
 
 
 class Slots:

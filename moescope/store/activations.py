@@ -22,7 +22,7 @@ from moescope.store.columns import FloatName, pack_rows, storage_dtype, unpack_r
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from jaxtyping import Float, Int, Shaped
+    from jaxtyping import Int, Shaped
 
     from moescope.store.batch import Batch
     from moescope.store.manifest import Manifest
@@ -127,8 +127,3 @@ def of_expert(vectors: Vectors, expert: int | None) -> Vectors:
         return vectors
     keep = vectors.expert == expert
     return Vectors(vectors.row[keep], vectors.slot[keep], vectors.expert[keep], vectors.values[keep], vectors.dtype)
-
-
-def mean_vector(vectors: Vectors) -> Float[np.ndarray, " channel"]:
-    """Their mean, float64: the direction in which an expert mostly writes."""
-    return vectors.values.mean(0, dtype=np.float64)

@@ -164,10 +164,16 @@ def test_bad_choices_are_refused_before_anything_runs(chosen: ms.Activations, se
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize("name", ["llama4", "old_mixtral", "dbrx"])
+@pytest.mark.parametrize("name", ["llama4", "old_mixtral", "dbrx", "step3p7"])
 def test_neurons_that_cannot_be_seen_are_refused(name: str, tmp_path: Path) -> None:
+    def hooks() -> int:
+        modules = model(name).hf.modules()
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in m.__dict__) for m in modules)
+
+    before = hooks()
     with pytest.raises(ms.RefusedError, match="cannot be seen"):
         captured(name, tmp_path / "s", ms.Activations(["neurons"]))
+    assert hooks() == before
 
 
 def test_a_changed_vector_file_is_found(tmp_path: Path) -> None:
