@@ -14,7 +14,7 @@ from torch import nn
 from moescope.hooks.execution import checked, refuse_spread, unusual
 from moescope.hooks.selfcheck import Dtypes, SelfCheck, self_check
 from moescope.hooks.semantics import Semantics
-from moescope.hooks.sites import Site, active_parameters, discover
+from moescope.hooks.sites import Site, active_parameters, discover, plain_path
 
 CHECK_SHAPE = (4, 64)  # sequences x tokens of the self-check: enough rows to tell routing rules apart, cheap anywhere
 
@@ -90,7 +90,7 @@ class Model:
         for name, parameter in self.hf.named_parameters():
             values = parameter.detach().flatten()
             some = values[:: max(1, len(values) // FINGERPRINT_VALUES)].float().cpu()
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            digest.update(f"{plain_path(name)} {tuple(parameter.shape)} {parameter.dtype}".encode())
             digest.update(some.numpy().tobytes())
         return digest.hexdigest()
 

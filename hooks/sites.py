@@ -22,6 +22,7 @@ from moescope.errors import RefusedError
 ROUTER_NAMES = ("gate", "router")  # exact last name: `shared_expert_gate` and `gate_proj` exist too (72 of 72 families)
 SHARED_NAMES = ("shared_experts", "shared_expert", "shared_mlp")
 SHARED_COUNT_NAMES = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+WRAPPED = "._original_component"  # under this name a part of a TransformerLens bridge holds what it stands for
 TOP_K_NAMES = (
     "top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts",
     "n_activated_experts",
@@ -145,7 +146,7 @@ class _Place:
 def _places(modules: dict[str, nn.Module], routers: set[str]) -> Iterator[_Place]:
     inside: tuple[str, ...] = ()
     for path, module in modules.items():
-        if path.startswith(inside):
+        if path.startswith(inside) or path + WRAPPED in modules:
             continue
         shape = EXCEPTIONS.get(type(module).__name__)
         if shape is not None:
@@ -153,8 +154,8 @@ def _places(modules: dict[str, nn.Module], routers: set[str]) -> Iterator[_Place
             yield _Place(_join(path, shape.experts), shape.reader, path, _join(path, shape.router))
         elif hasattr(module, "_is_expert_parallel") and hasattr(module, "is_concatenated"):
             yield _Place(path, "call")
-        elif path.rpartition(".")[2] == "experts":
-            parent = path.rpartition(".")[0]
+        elif _own_name(path) == "experts":
+            parent = path.removesuffix(WRAPPED).rpartition(".")[0]
             if isinstance(module, nn.ModuleList | nn.ModuleDict):
                 if len(expert_modules(module)) > 1 and _routers_in(modules, routers, parent):
                     yield _Place(path, "modules")
@@ -188,7 +189,8 @@ def _site(modules: dict[str, nn.Module], routers: set[str], place: _Place, ordin
     else:
         block, router = _router_beside(modules, routers, experts)
     layer_path, layer = _layer_of(modules, experts)
-    holders = (block, layer_path) if block != layer_path else (block,)
+    layer_itself = layer_path + WRAPPED if layer_path + WRAPPED in modules else layer_path
+    holders = (block, layer_itself) if block != layer_itself else (block,)
     shared = tuple(path for holder in holders for name in SHARED_NAMES if (path := _join(holder, name)) in modules)
     return Site(
         key=f"L{layer:03d}",
@@ -221,10 +223,11 @@ def _router_beside(modules: dict[str, nn.Module], routers: set[str], experts: st
 
 
 def _routers_in(modules: dict[str, nn.Module], routers: set[str], block: str) -> list[str]:
-    inside = [path for path, _ in modules[block].named_modules(prefix=block) if path != block]
+    paths = [path for path, _ in modules[block].named_modules(prefix=block) if path != block]
+    inside = [path for path in paths if path + WRAPPED not in modules]
     declared = [path for path in inside if path in routers]
     # deepseek_v4's hash layers use a second router class that no recorder names; the attribute's name is the same.
-    return declared or [path for path in inside if path.rpartition(".")[2] in ROUTER_NAMES]
+    return declared or [path for path in inside if _own_name(path) in ROUTER_NAMES]
 
 
 def _layer_of(modules: dict[str, nn.Module], path: str) -> tuple[str, int]:
@@ -289,6 +292,15 @@ def _why_nothing(model: nn.Module, routers: set[str]) -> str:
             "it is not captured, rather than captured wrongly."
         )
     return f"{name} is a dense model: it has no Mixture-of-Experts layer. `moescope models` lists models that do."
+
+
+def plain_path(path: str) -> str:
+    """A module's path as transformers has it, without the steps that a TransformerLens bridge adds."""
+    return path.replace(WRAPPED, "")
+
+
+def _own_name(path: str) -> str:
+    return path.removesuffix(WRAPPED).rpartition(".")[2]
 
 
 def _join(*names: str) -> str:

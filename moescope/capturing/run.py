@@ -26,6 +26,7 @@ from moescope.hooks.model import Model
 from moescope.hooks.readings import HostCopy
 from moescope.hooks.semantics import Semantics
 from moescope.hooks.sinks import SinkWatch
+from moescope.hooks.sites import plain_path
 from moescope.hooks.taps import Tap, Want
 from moescope.store import Store
 from moescope.store.commit import read_commits
@@ -345,7 +346,7 @@ def _site_record(model: Model, key: str) -> SiteRecord:
         key=key,
         layer=site.layer,
         ordinal=site.ordinal,
-        path=site.block,
+        path=plain_path(site.block),
         n_experts=site.n_experts,
         top_k=semantics.top_k,
         slots_can_miss=semantics.can_miss,

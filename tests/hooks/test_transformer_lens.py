@@ -1,0 +1,99 @@
+"""A TransformerBridge and the native backend give the same store; hook points are named only where they tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformer_lens", reason="the transformer-lens extra is not installed")
+
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoTokenizer
+
+import moescope as ms
+from moescope.data import MODEL
+from moescope.hooks import transformer_lens as tl
+from moescope.hooks import wrap
+from moescope.store import Store
+from tests.capturing.texts import rows, tokenizer
+from tests.zoo import build
+
+SAME = [  # to the bit
+    "qwen2_moe", "qwen3_moe", "olmoe", "mixtral", "gpt_oss", "granitemoe", "ernie4_5_moe", "jamba", "flex_olmo",
+    "qwen3_next", "deepseek_v3", "glm4_moe", "nemotron_h", "lfm2_moe", "minimax_m2", "afmoe", "glm4_moe_lite",
+    "glm_moe_dsa", "laguna",
+]  # fmt: skip
+POINTED = ["qwen3_moe", "olmoe", "mixtral", "gpt_oss", "qwen3_next", "minimax_m2", "glm4_moe"]
+
+
+def bridge(name: str) -> Any:
+    hf: Any = build(name)
+    hf.config.architectures = [type(hf).__name__]
+    own = AutoTokenizer.from_pretrained(MODEL)  # a bridge wants one that it can load again; the tests pass another
+    return TransformerBridge.boot_transformers(name, hf_model=hf, tokenizer=own, device="cpu")
+
+
+def captured(model: ms.Model, out: Path) -> Store:
+    tiers = ["routing", "logits", "experts", "outliers"]
+    return ms.capture(model, ms.Corpus(rows(4), ["kind"]), out, tiers, batch_tokens=64)
+
+
+def native(name: str) -> ms.Model:
+    hf: Any = build(name)
+    hf.set_attn_implementation("eager")  # as bridges do
+    return wrap(hf, tokenizer(), name=name)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_stores_are_equal(name: str, tmp_path: Path) -> None:
+    ours = captured(native(name), tmp_path / "native")
+    theirs = captured(tl.wrap(bridge(name), tokenizer(), name=name), tmp_path / "bridge")
+    assert ours.tokens().equals(theirs.tokens())
+    assert ours.outliers().equals(theirs.outliers())
+    assert ours.manifest.model.weights_fingerprint == theirs.manifest.model.weights_fingerprint
+    for a, b in zip(ours.sites, theirs.sites, strict=True):
+        assert a == b
+        assert np.array_equal(ours.routing(a.key).expert, theirs.routing(a.key).expert)
+        assert np.array_equal(ours.routing(a.key).weight, theirs.routing(a.key).weight)
+        assert np.array_equal(ours.logits(a.key), theirs.logits(a.key))
+        assert np.array_equal(ours.experts(a.key).norm, theirs.experts(a.key).norm, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", POINTED)
+def test_a_cache_holds_what_the_points_say(name: str) -> None:
+    model = tl.wrap(bridge(name), tokenizer(), name=name)
+    found = tl.points(model)
+    batch = model.check_batch()[:1]
+    for site in model.sites:
+        names = found[site.key]
+        assert names.logits is not None
+        assert names.ids is not None
+        assert names.weights is not None
+        _, cache = model.bridge.run_with_cache(batch, names_filter=list(vars(names).values()))
+        ids, weights = cache[names.ids].reshape(batch.numel(), -1), cache[names.weights].reshape(batch.numel(), -1)
+        assert ids.shape[-1] == model.semantics[site.key].top_k
+        assert torch.equal((weights != 0).sum(-1), torch.full((batch.numel(),), ids.shape[-1]))
+        assert not model.hf.get_submodule(site.experts)._forward_hooks
+
+
+def test_a_bridge_hook_that_reroutes_is_captured(tmp_path: Path) -> None:
+    model = tl.wrap(bridge("qwen3_moe"), tokenizer(), name="rerouted")
+    site = model.sites[0]
+    point = tl.points(model)[site.key].ids
+    assert point is not None
+
+    def swap(ids: torch.Tensor, hook: Any) -> torch.Tensor:
+        return torch.where(ids == 3, 3, torch.zeros_like(ids).add(torch.arange(ids.shape[-1])))
+
+    with model.bridge.hooks(fwd_hooks=[(point, swap)]):
+        store = captured(model, tmp_path / "s")
+    assert set(np.unique(store.routing(site.key).expert)) <= {*range(model.semantics[site.key].top_k), 3}
+
+
+def test_what_is_no_bridge_is_refused() -> None:
+    with pytest.raises(ms.RefusedError, match="not a TransformerBridge"):
+        tl.wrap(build("qwen3_moe"))
