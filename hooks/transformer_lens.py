@@ -75,7 +75,7 @@ def wrap(bridge: Any, tokenizer: Any = None, name: str | None = None) -> Bridged
             f"{type(bridge).__name__} is not a TransformerBridge, so it has no modules here to hook; "
             "load the model with TransformerBridge.boot_transformers."
         )
-    name = name or getattr(bridge.cfg, "model_name", None) or type(bridge.original_model).__name__
+    name = name or str(getattr(bridge.cfg, "model_name", "") or type(bridge.original_model).__name__)
     return BridgedModel(bridge, bridge.tokenizer if tokenizer is None else tokenizer, name)
 
 
