@@ -84,7 +84,7 @@ def self_check(model: nn.Module, sites: list[Site], forward: Forward, positions:
     Raises:
         RefusedError: a site cannot be read faithfully; the message says which and why.
     """
-    before = forward()
+    before = _plain(model, forward)
     if not torch.equal(before, forward()):
         raise RefusedError(
             "Two plain runs of this model differ (it draws random numbers?); what ran cannot be compared."
@@ -99,6 +99,20 @@ def self_check(model: nn.Module, sites: list[Site], forward: Forward, positions:
         raise RefusedError(f"The logits differ under capture (by up to {(before - logits).abs().max():.3g}).")
     checks = [_verify(site, semantics[site.key], seen[site.key], readings[site.key], note) for site in running]
     return SelfCheck(checks, True, [site.experts for site in sites if site not in running])
+
+
+def _plain(model: nn.Module, forward: Forward) -> torch.Tensor:
+    """What the model gives by itself. A class that does not run on text is the model's own fault, and is said so."""
+    try:
+        return forward()
+    except Exception as error:
+        import transformers
+
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+        raise RefusedError(
+            f"{type(model).__name__} does not run on a batch of text, with or without MoEscope "
+            f"(transformers {transformers.__version__}; {reason})."
+        ) from error
 
 
 def _probe(model: nn.Module, sites: list[Site], forward: Forward) -> dict[str, Facts]:

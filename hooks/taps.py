@@ -130,7 +130,9 @@ class Tap:
     def _install(self, site: Site, semantics: Semantics) -> None:
         def keep(facts: Facts) -> None:
             if site.key in self._reading.sites:
-                raise RefusedError(f"{site.experts} ran twice in one forward pass; its tokens cannot be told apart.")
+                raise RefusedError(
+                    f"{site.experts} ran twice in one forward pass (a looped layer?); its tokens cannot be told apart."
+                )
             self._reading.sites[site.key] = self._read(site, semantics, facts)
 
         reader = READERS[site.reader](self._model, site, self._want.gather(site.key, semantics), keep, semantics.top_k)

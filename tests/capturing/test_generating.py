@@ -21,7 +21,7 @@ from tests.capturing.texts import model, rows, tokenizer
 FAMILIES = [
     "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "gpt_oss", "deepseek_v2", "deepseek_v3", "deepseek_v4+nohash",
     "granitemoe", "granitemoehybrid", "lfm2_moe", "qwen3_next", "jamba", "minimax", "minimax_m2", "nemotron_h", "zaya",
-    "gemma4+text", "glm4_moe", "phimoe", "ernie4_5_moe", "hunyuan_v1_moe", "dbrx", "jetmoe", "llama4+text",
+    "gemma4+text", "glm4_moe", "phimoe", "ernie4_5_moe", "hunyuan_v1_moe", "dbrx", "jetmoe", "llama4",
     "longcat_flash", "flex_olmo", "afmoe", "bailing_hybrid", "kimi_linear",
 ]  # fmt: skip
 NEW = 6

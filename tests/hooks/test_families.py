@@ -12,10 +12,10 @@ import torch
 from moescope.errors import RefusedError
 from moescope.hooks import Model, Tap, Want, wrap
 from moescope.hooks.readings import HostCopy, Reading
-from tests.zoo import ZOO, LayerReference, build, inputs, reference, shared
+from tests.zoo import CAPTURED, ZOO, LayerReference, build, inputs, reference, shared
 
 MIXED = "ernie4_5_vl_moe+mm"  # half of its tokens go to a pool of vision experts
-CAPTURED = [name for name in ZOO if name != MIXED]
+NAMES = [name for name in CAPTURED if name != MIXED]
 ALL = Want(logits=True, experts=True, outliers=True)
 HASHED = "deepseek_v4"  # its first layers look experts up by token id
 # One token at a time, both sides padded, and longer than every sliding window and attention chunk of the zoo.
@@ -104,7 +104,7 @@ def check_against_reference(name: str, shape: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", CAPTURED)
+@pytest.mark.parametrize("name", NAMES)
 def test_readings_equal_the_reference(name: str, shape: str) -> None:
     check_against_reference(name, SHAPES[shape])
 
@@ -114,7 +114,7 @@ def test_readings_past_the_sliding_window_equal_the_reference(name: str) -> None
     check_against_reference(name, LONG)
 
 
-@pytest.mark.parametrize("name", CAPTURED)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_experts_outputs_are_rebuilt_and_nobody_is_idle(name: str) -> None:
     check = wrapped(name).check
     assert check.logits_identical
@@ -122,7 +122,7 @@ def test_the_experts_outputs_are_rebuilt_and_nobody_is_idle(name: str) -> None:
     assert not [path for path in check.idle if "vision" not in path]
 
 
-@pytest.mark.parametrize("name", CAPTURED)
+@pytest.mark.parametrize("name", NAMES)
 def test_slots_stand_in_rank_order(name: str) -> None:
     reading, rows = read(name)
     for key, want in truth(name).items():
@@ -139,7 +139,7 @@ def test_slots_stand_in_rank_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("name", CAPTURED)
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_stay_bit_identical(name: str, dtype: torch.dtype) -> None:
     model, batch = wrapped(name, dtype), batch_of(name, SHAPES["right"])
     with torch.no_grad():

@@ -18,9 +18,9 @@ from moescope.hooks import Tap, Want, wrap
 from moescope.hooks import nnsight as ns
 from moescope.store import Store
 from tests.capturing.texts import rows, tokenizer
-from tests.zoo import ZOO, build, inputs
+from tests.zoo import CAPTURED, build, inputs
 
-FAMILIES = [name for name in ZOO if "+" not in name and "decoder_input_ids" not in inputs(name)]
+FAMILIES = [name for name in CAPTURED if "+" not in name and "decoder_input_ids" not in inputs(name)]
 NAMED = ["qwen3_moe", "qwen2_moe", "gpt_oss", "deepseek_v3", "mixtral", "dbrx", "step3p7", "longcat_flash", "gemma4"]
 
 

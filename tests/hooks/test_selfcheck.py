@@ -39,6 +39,23 @@ def test_experts_whose_output_is_changed_afterwards_are_refused(hf: Any) -> None
     assert hooks_left(hf) == before
 
 
+def test_a_looped_layer_is_refused() -> None:
+    hf: Any = build("inkling2_loop")
+    before = hooks_left(hf)
+    with pytest.raises(ms.RefusedError, match="ran twice in one forward pass"):
+        wrap(hf)
+    assert hooks_left(hf) == before
+
+
+def test_a_class_that_does_not_run_is_named(hf: Any) -> None:
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise AttributeError("'Output' object has no attribute 'image_outputs'")
+
+    hf.forward = fails
+    with pytest.raises(ms.RefusedError, match=r"does not run on a batch of text.*no attribute 'image_outputs'"):
+        wrap(hf)
+
+
 def test_a_model_that_draws_random_numbers_is_refused(hf: Any) -> None:
     experts_of(hf).register_forward_hook(lambda module, args, output: output + torch.rand(()))
     with pytest.raises(ms.RefusedError, match="Two plain runs"):

@@ -1,7 +1,19 @@
 """A zoo of tiny random MoE models, one per family of transformers, and a slow independent reference for each."""
 
 from .building import build, inputs, shared
-from .families import FAMILIES, OLD_STYLE, VARIANTS, ZOO
+from .families import CAPTURED, FAMILIES, OLD_STYLE, REFUSED, VARIANTS, ZOO
 from .reference import LayerReference, reference
 
-__all__ = ["FAMILIES", "OLD_STYLE", "VARIANTS", "ZOO", "LayerReference", "build", "inputs", "reference", "shared"]
+__all__ = [
+    "CAPTURED",
+    "FAMILIES",
+    "OLD_STYLE",
+    "REFUSED",
+    "VARIANTS",
+    "ZOO",
+    "LayerReference",
+    "build",
+    "inputs",
+    "reference",
+    "shared",
+]

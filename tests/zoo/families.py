@@ -13,3 +13,6 @@ FAMILIES: dict[str, Family] = {
 VARIANTS: dict[str, Family] = {row.name: row for row in variants.ROWS}
 OLD_STYLE: dict[str, Family] = {row.name: row for row in old_style.ROWS}
 ZOO: dict[str, Family] = FAMILIES | VARIANTS | OLD_STYLE
+#: Families that capture refuses, and the reason it gives; the reference does not compute them either.
+REFUSED: dict[str, str] = {"inkling2_loop": "ran twice in one forward pass"}
+CAPTURED: list[str] = [name for name in ZOO if name not in REFUSED]

@@ -133,6 +133,22 @@ ROWS = [
         notes="Routed and shared weights are normalised together; the router's fourth output weights the shared.",
     ),
     Family(
+        "hy_v4_vl",
+        "HYV4VLForConditionalGeneration",
+        _composite(
+            LOCAL
+            | LATENT_ATTENTION
+            | GROUPS
+            | SPARSE_INDEX
+            | DENSE_FIRST
+            | {"hc_mult": 2, "swiglu_limit": 0.5}
+            | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}},
+            vision_config=VISION | {"out_hidden_size": 32, "patch_size": 4, "max_image_size": 16},
+        ),
+        SIGMOID_GROUPS,
+        CLAMPED,
+    ),
+    Family(
         "inkling2",
         "Inkling2ForConditionalGeneration",
         _composite(
@@ -142,6 +158,22 @@ ROWS = [
         replace(SIGMOID_BIAS, epsilon=1e-20, scale="route_scale"),
         ExpertMath(gate="softcapped"),
         notes="The router's weight must stay float32 under bfloat16. act_fn takes two arguments.",
+    ),
+    Family(
+        "inkling2_loop",
+        "Inkling2LoopForConditionalGeneration",
+        _composite(
+            LOCAL
+            | INKLING_ATTENTION
+            | {"route_scale": 1.5, "mlp_gate_softcap": 0.5, "mlp_up_softcap": 0.7, "unpadded_vocab_size": 99}
+            | {"n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1, "loop_layer_index_end": 2}
+            | {"loop_num_passes": 2, "loop_gate_rank": 4},
+            vision_config=VISION
+            | {"model_type": "inkling2_vision", "text_hidden_size": 32, "patch_size": 4, "projection_hidden_dim": 16},
+        ),
+        replace(SIGMOID_BIAS, epsilon=1e-20, scale="route_scale"),
+        ExpertMath(gate="softcapped"),
+        notes="Layers 1 to loop_layer_index_end run loop_num_passes times in one forward pass, each on other inputs.",
     ),
     Family(
         "deepseek_ocr2",

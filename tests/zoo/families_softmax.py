@@ -123,6 +123,16 @@ ROWS = [
         replace(SOFTMAX_TOP2_GROUPS, normalise="norm_topk_prob"),
     ),
     Family(
+        "lara_mini",
+        "LaraMiniForCausalLM",
+        TEXT
+        | GATED_DELTA
+        | {"layer_types": ["linear_attention", "sliding_attention", "full_attention"], "sliding_window": 4}
+        | {"shared_expert_intermediate_size": 24, "norm_topk_prob": True},
+        QWEN,
+        notes="The shared expert is added in full, without a gate.",
+    ),
+    Family(
         "qwen3_next",
         "Qwen3NextForCausalLM",
         TEXT | GATED_DELTA | {"shared_expert_intermediate_size": 24, "norm_topk_prob": True},

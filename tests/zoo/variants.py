@@ -58,7 +58,6 @@ ROWS = [
     _vary("jetmoe+top3", {"num_experts_per_tok": 3}),
     _vary("lfm2_moe+nobias", {"use_expert_bias": False}, routing={"bias": None}),
     _vary("llama4+top2", {"num_experts_per_tok": 2}),
-    _text_only("llama4+text", "Llama4ForCausalLM"),
     _vary("longcat_flash+nozero", {"zero_expert_num": 0}),
     _vary("mixtral+top1", {"num_experts_per_tok": 1}, notes="Every weight is exactly one."),
     _vary("nemotron_h+nolatent", {"moe_latent_size": None}),
