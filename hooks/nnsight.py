@@ -8,6 +8,7 @@ with language_model.trace("Two and two is"):
     site = ns.routed(language_model, model, layer=3)
     logits = site.logits.save()                      # [T, E], then ids and weights [T, k], in the router's own order
     ids, weights = site.ids.save(), site.weights.save()
+    outputs = site.expert_outputs.save()             # [T, k, D], each expert's own, before its weight
     site.scale(expert=7, factor=0.0)                 # what is computed from here on is without expert 7
     answer = language_model.output.save()
 ```
@@ -24,8 +25,10 @@ from typing import Any
 import torch
 
 from moescope.errors import MoescopeError, RefusedError
+from moescope.hooks.facts import Gather, Slots
 from moescope.hooks.model import Model
 from moescope.hooks.sites import Site
+from moescope.hooks.tracer import trace_weights
 
 try:
     from nnsight import LanguageModel
@@ -124,6 +127,19 @@ class Routed:
     def output(self) -> Any:
         """The routed sum that the experts return, [T, D]."""
         return self._experts.output
+
+    @cached_property
+    def expert_outputs(self) -> Any:
+        """Each selected expert's own output, before its routing weight, [T, k, D], in the order of ``ids``.
+
+        They are those that the layer computes, seen where the weights multiply them; NaN where nothing ran. Ask for
+        them after `scale` and before `output`.
+        """
+        hidden, ids, weights = self._call
+        slots = Slots(weights.numel(), Gather(vectors=True))
+        self._experts.inputs = ((hidden, ids, trace_weights(weights, slots.put)), {})
+        _ = self._experts.output  # comes when they have run
+        return slots.values["vectors"].reshape(*ids.shape, -1)
 
     def scale(self, expert: int, factor: float) -> None:
         """Multiply the routing weight of one expert, wherever it was selected; 0 takes it out of the sum.

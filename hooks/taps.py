@@ -133,7 +133,7 @@ class Tap:
                 raise RefusedError(
                     f"{site.experts} ran twice in one forward pass (a looped layer?); its tokens cannot be told apart."
                 )
-            self._reading.sites[site.key] = self._read(site, semantics, facts)
+            self._reading.sites[site.key] = self.read(site, facts)
 
         reader = READERS[site.reader](self._model, site, self._want.gather(site.key, semantics), keep, semantics.top_k)
         self._undo += reader.install()
@@ -150,8 +150,9 @@ class Tap:
     def _chosen_of(self, rows: torch.Tensor) -> torch.Tensor:
         return rows if self._chosen is None else rows.index_select(0, self._chosen)
 
-    def _read(self, site: Site, semantics: Semantics, facts: Facts) -> SiteReading:
-        """Facts of all rows as a reading of the real ones: slots in rank order, summaries, maxima."""
+    def read(self, site: Site, facts: Facts) -> SiteReading:
+        """Facts of all rows as a reading of the real ones (see `begin`): slots in rank order, summaries, maxima."""
+        semantics = self._semantics[site.key]
         ids, weights = self.real(facts.ids), self.real(facts.weights)
         missing = None if facts.missing is None else self.real(facts.missing)
         if missing is not None and not semantics.drops:

@@ -5,7 +5,8 @@ from moescope.hooks import transformer_lens as tl
 
 model = tl.wrap(bridge)                              # a TransformerBridge: capture, doctor and analyses as ever
 points = tl.points(model)["L003"]                    # points.logits == "blocks.3.mlp.gate.hook_out", …
-_, cache = bridge.run_with_cache(tokens, names_filter=[points.logits, points.ids])
+_, cache = bridge.run_with_cache(tokens, names_filter=tl.names(model))
+store = ms.capture_cache(model, [ms.CachedRun(tokens, cache)], "runs/cached")
 ```
 
 A bridge changes the model in place: its parts stand round the model's own, which run as before. So the model's own
@@ -107,6 +108,35 @@ def points(model: BridgedModel) -> dict[str, Points]:
         for remove in reversed(undo):
             remove()
     return {key: _agreeing(found, cached, facts[key]) for key, found in hooks.items()}
+
+
+def proven_points(model: BridgedModel) -> dict[str, Points]:
+    """`points`, where all of them tell.
+
+    Raises:
+        RefusedError: some layer has a hook point too few.
+    """
+    found = points(model)
+    for site in model.sites:
+        blind = [kind for kind, name in vars(found[site.key]).items() if name is None]
+        semantics = model.semantics[site.key]
+        if not blind and (semantics.can_miss or semantics.logits_from != "output"):
+            blind = ["which slots are empty" if semantics.can_miss else "logits"]
+        if blind:
+            raise RefusedError(
+                f"No hook point of this bridge gives the {blind[0]} of {site.key} as computed, so a cache cannot; "
+                "capture from the bridge instead."
+            )
+    return found
+
+
+def names(model: BridgedModel) -> list[str]:
+    """The hook points that a cache must hold to become a store: the ``names_filter`` of ``run_with_cache``.
+
+    Raises:
+        RefusedError: some layer has a hook point too few.
+    """
+    return [str(name) for found in proven_points(model).values() for name in vars(found).values()]
 
 
 def _keeper(facts: dict[str, Facts], key: str) -> Any:

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moescope import analysis, figures, report
-    from moescope.capturing import Activations, Corpus, capture
+    from moescope.capturing import Activations, CachedRun, Corpus, capture, capture_cache
     from moescope.errors import CorpusError, MoescopeError, RefusedError, StoreError
     from moescope.hooks import Model, load, wrap
     from moescope.store import Store, open
 
 _HOMES = {
     "Activations": "moescope.capturing",
+    "CachedRun": "moescope.capturing",
     "Corpus": "moescope.capturing",
     "CorpusError": "moescope.errors",
     "Model": "moescope.hooks",
@@ -32,6 +33,7 @@ _HOMES = {
     "Store": "moescope.store",
     "StoreError": "moescope.errors",
     "capture": "moescope.capturing",
+    "capture_cache": "moescope.capturing",
     "load": "moescope.hooks",
     "open": "moescope.store",
     "wrap": "moescope.hooks",
@@ -39,8 +41,8 @@ _HOMES = {
 _MODULES = ("analysis", "figures", "report")
 
 __all__ = [
-    "Activations", "Corpus", "CorpusError", "Model", "MoescopeError", "RefusedError", "Store", "StoreError", "analysis",
-    "capture", "figures", "load", "open", "report", "wrap",
+    "Activations", "CachedRun", "Corpus", "CorpusError", "Model", "MoescopeError", "RefusedError", "Store",
+    "StoreError", "analysis", "capture", "capture_cache", "figures", "load", "open", "report", "wrap",
 ]  # fmt: skip
 
 

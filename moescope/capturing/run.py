@@ -124,7 +124,7 @@ def capture(
             )
         settings["generate"] = options | {"defaults": defaults(model)}
         max_length = _leaving_room(model, max_length, options["max_new_tokens"])
-    manifest = _manifest(model, corpus, census, tiers, loss, max_length, settings, chosen)
+    manifest = manifest_of(model, corpus, census, tiers, loss, max_length, settings, chosen)
     require_new(Path(out), resume)
     expected = forecast(
         model,
@@ -291,7 +291,7 @@ def require_new(out: Path, resume: bool) -> None:
         raise MoescopeError(f"{out} already exists; choose another --out, or --resume if it is an interrupted capture.")
 
 
-def _manifest(
+def manifest_of(
     model: Model,
     corpus: Corpus,
     census: Census,
@@ -301,6 +301,7 @@ def _manifest(
     settings: dict[str, Any],
     chosen: Plan | None,
 ) -> Manifest:
+    """The manifest of a store yet to be written."""
     versions = {name: version(name) for name in ("moescope", "transformers", "torch", "pyarrow", "numpy")}
     return Manifest(
         model=ModelRecord(

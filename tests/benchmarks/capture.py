@@ -28,6 +28,7 @@ from moescope.data import CORPUS, MODEL
 from moescope.hooks import Model
 
 RESULTS = Path(__file__).with_name("capture.json")
+BACKENDS = Path(__file__).with_name("backends.json")
 README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
 ROUNDS = 5
@@ -178,6 +179,13 @@ def table(results: dict[str, Any]) -> str:
         ("bytes for each token and layer, routing tier, k = 8, bf16 model", f"{size['bfloat16']:.1f}", "30"),
         ("the same, fp32 model", f"{size['float32']:.1f}", ""),
     ]  # fmt: skip
+    peers = json.loads(BACKENDS.read_text(encoding="utf-8"))["times_faster"]
+    for peer, name in {
+        "nnsight trace": "an nnsight trace",
+        "run_with_cache": "TransformerLens `run_with_cache`",
+    }.items():
+        faster, with_head = (peers[ours][peer] for ours in ("moescope", "moescope, head too"))
+        rows.append((f"the same router values, over {name}", f"{faster:.2f}x ({with_head:.2f}x with the head)", "1x"))
     lines = ["| measured in one run | result | target |", "|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     lines.append(f"\n{results['model']}; {results['machine']}.")

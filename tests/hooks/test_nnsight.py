@@ -48,9 +48,10 @@ def test_names_inside_a_trace_are_what_the_taps_read(name: str) -> None:
     hf: Any = build(name)
     model, batch = wrap(hf), inputs(name)
     site = model.sites[0]
-    with torch.no_grad(), Tap(hf, model.sites, model.semantics, Want(logits=True)) as tap:
+    everything = Want(logits=True, vectors=frozenset(s.key for s in model.sites))
+    with torch.no_grad(), Tap(hf, model.sites, model.semantics, everything) as tap:
         tap.begin(batch["input_ids"].numel())
-        hf(**batch)
+        plain = hf(**batch).logits
         want = tap.take().sites[site.key]
     lm: Any = NNsight(hf)
     with torch.no_grad(), lm.trace(**batch):
@@ -58,10 +59,17 @@ def test_names_inside_a_trace_are_what_the_taps_read(name: str) -> None:
         logits = here.logits.save()
         ids = here.ids.save()
         weights = here.weights.save()
+        outputs = here.expert_outputs.save()
+        answer = lm.output.logits.save()
+    assert torch.equal(answer, plain)
     order = ids.argsort(-1)
     assert torch.equal(ids.gather(1, order), want.expert.sort(-1).values)
     mine, theirs = weights.gather(1, order), want.weight.gather(1, want.expert.argsort(-1))
     assert torch.equal(mine, theirs)
+    rows = torch.arange(len(ids)).unsqueeze(-1)
+    observed = outputs[rows, order], want.vectors[rows, want.expert.argsort(-1)]
+    assert torch.equal(*(values.nan_to_num() for values in observed))
+    assert outputs.isfinite().any()
     if model.semantics[site.key].logits_from == "output":
         assert torch.equal(logits, want.logits)
 

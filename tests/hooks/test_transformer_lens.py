@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 
 import moescope as ms
 from moescope.data import MODEL
+from moescope.hooks import Tap, Want, wrap
 from moescope.hooks import transformer_lens as tl
-from moescope.hooks import wrap
 from moescope.store import Store
 from tests.capturing.texts import rows, tokenizer
 from tests.zoo import build
@@ -78,6 +78,65 @@ def test_a_cache_holds_what_the_points_say(name: str) -> None:
         assert ids.shape[-1] == model.semantics[site.key].top_k
         assert torch.equal((weights != 0).sum(-1), torch.full((batch.numel(),), ids.shape[-1]))
         assert not model.hf.get_submodule(site.experts)._forward_hooks
+
+
+def runs_of(model: Any, padded: bool) -> list[Any]:
+    """Two runs of two texts each, equally long, or padded on the right."""
+    lengths = [(7, 4), (9, 9)] if padded else [(6, 6), (9, 9)]
+    made = []
+    for number, of_rows in enumerate(lengths):
+        tokens = torch.randint(3, 90, (2, max(of_rows)), generator=torch.Generator().manual_seed(number))
+        mask = (torch.arange(tokens.shape[1]) < torch.tensor(of_rows).unsqueeze(1)).long()
+        _, cache = model.bridge.run_with_cache(tokens, names_filter=tl.names(model), attention_mask=mask)
+        made.append(ms.CachedRun(tokens, cache, mask if padded else None, [{"kind": "a"}, {"kind": "b"}]))
+    return made
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", POINTED)
+def test_a_cache_becomes_the_store_of_its_tokens(name: str, padded: bool, tmp_path: Path) -> None:
+    """Row by row, the same as the taps read in plain forward passes over the same batches."""
+    model = tl.wrap(bridge(name), tokenizer(), name=name)
+    runs = runs_of(model, padded)
+    store = ms.capture_cache(model, runs, tmp_path / "cached")
+    assert store.check() == []
+    assert store.labels == ["kind"]
+    assert store.n_tokens == sum(int(run.real.sum()) for run in runs)
+    assert store.tokens()["token_id"].to_pylist() == [t for run in runs for t in run.tokens[run.real].tolist()]
+    direct = native(name)
+    for site in direct.sites:
+        read = []
+        for run in runs:
+            with torch.no_grad(), Tap(direct.hf, direct.sites, direct.semantics, Want(logits=True)) as tap:
+                tap.begin(run.tokens.numel(), run.real.flatten().nonzero().flatten())
+                direct.forward(run.tokens, run.real.long())
+                read.append(tap.take().sites[site.key])
+        routing = store.routing(site.key)
+        assert np.array_equal(routing.expert, torch.cat([r.expert for r in read]).numpy())
+        assert np.array_equal(routing.weight, torch.cat([r.weight for r in read]).numpy())
+        assert np.array_equal(store.logits(site.key), torch.cat([r.logits for r in read]).numpy())
+        assert np.allclose(routing.margin, torch.cat([r.margin for r in read]).numpy(), equal_nan=True)
+
+
+def test_a_cache_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    model = tl.wrap(bridge("qwen3_moe"), tokenizer(), name="cached")
+    run = runs_of(model, padded=False)[0]
+    name = tl.names(model)[0]
+    lacking = {key: value for key, value in run.cache.items() if key != name}
+    for wrong, words in [
+        (ms.CachedRun(run.tokens, lacking), f"has no {name}"),
+        (ms.CachedRun(run.tokens[:, 1:], run.cache), "values for each of 10 tokens"),
+        (ms.CachedRun(run.tokens, run.cache, torch.zeros_like(run.tokens)), "leave a token in every row"),
+        (ms.CachedRun(run.tokens, run.cache, labels=[{"kind": "a"}]), "labels for 1"),
+    ]:
+        with pytest.raises(ms.MoescopeError, match=words):
+            ms.capture_cache(model, [wrong], tmp_path / "s")
+    with pytest.raises(ms.MoescopeError, match="A cache gives the tiers"):
+        ms.capture_cache(model, [run], tmp_path / "s", ["routing", "experts"])
+    assert not (tmp_path / "s").exists()
+    blind = tl.wrap(bridge("granitemoe"), tokenizer(), name="blind")
+    with pytest.raises(ms.RefusedError, match="No hook point of this bridge gives the logits"):
+        tl.names(blind)
 
 
 def test_a_bridge_hook_that_reroutes_is_captured(tmp_path: Path) -> None:
