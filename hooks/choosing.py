@@ -17,10 +17,14 @@ from torch.overrides import TorchFunctionMode
 
 LINEAR = {nn.functional.linear}
 SCORES = {torch.sigmoid, torch.Tensor.sigmoid, nn.functional.sigmoid, torch.sqrt, torch.Tensor.sqrt}
+SUMS = {
+    torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__, torch.Tensor.add_, torch.Tensor.__iadd__,
+}  # fmt: skip
 SELECTIONS = {
     torch.topk, torch.Tensor.topk, torch.argmax, torch.Tensor.argmax, torch.max, torch.Tensor.max, torch.sort,
     torch.Tensor.sort, torch.argsort, torch.Tensor.argsort,
 }  # fmt: skip
+GONE = ("mask", "remove")
 STEP = 1e-2  # by how much a promoted expert stands above the best, and a demoted one below the worst
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -32,7 +36,9 @@ class Wish:
     """What is wanted of the selection at one site, in the rows that `rows` gives (None: all).
 
     Attributes:
-        kind: "mask", "promote", "demote", "logit" (multiply the logit) or "score" (multiply the score).
+        kind: "mask" (not selected; scores stay as they are where a selection bias can say so, else the logit is gone),
+            "remove" (as if the expert were not there: its logit is gone), "promote", "demote", "logit" (multiply the
+            logit) or "score" (multiply the score).
         experts: whose.
         factor: for the last two.
         rows: bool [T] at the time of the call, or None for every row.
@@ -52,17 +58,26 @@ class Choosing(TorchFunctionMode):
         columns: classes of the router (experts and skip classes).
         wider: rows of the router's own weight, where it scores more than its classes (inkling's shared experts, last).
         softmax: whether scores are a softmax, whose unnormalised scores are scaled through the logits.
+        biased: whether a vector is added to the scores for the selection alone.
         acted: takes the stages that were met: "logits", "scores", "selection".
         scores: whether logits and scores are made in this scope; else only the selection is.
     """
 
     def __init__(
-        self, wishes: list[Wish], columns: int, wider: int, softmax: bool, acted: set[str], *, scores: bool = True
+        self,
+        wishes: list[Wish],
+        columns: int,
+        wider: int,
+        softmax: bool,
+        biased: bool,
+        acted: set[str],
+        *,
+        scores: bool = True,
     ) -> None:
         super().__init__()
         self._linear, self._scores = (LINEAR, SCORES) if scores else (set(), set())
         self._wishes, self._columns, self._wider, self._softmax = wishes, columns, wider, softmax
-        self._acted = acted
+        self._biased, self._acted = biased, acted
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -76,6 +91,8 @@ class Choosing(TorchFunctionMode):
         if func in self._scores and not self._softmax and self._is_ours(result, self._columns):
             self._acted.add("scores")
             return self._act(result, _on_scores)
+        if func in SUMS and self._is_ours(result, self._columns):
+            return self._act(result, _after_bias)
         return result
 
     def _is_ours(self, values: Any, *widths: int) -> bool:
@@ -103,7 +120,7 @@ class Choosing(TorchFunctionMode):
         if wish.kind == "score" and self._softmax:
             shift = torch.log(torch.tensor(wish.factor, dtype=torch.float64)).item()
             return _column(logits, wish.experts, lambda part: part + shift)
-        if wish.kind == "mask":
+        if wish.kind == "remove" or (wish.kind == "mask" and not self._biased):
             return _column(logits, wish.experts, lambda part: torch.full_like(part, -torch.inf))
         return _extreme(wish, logits)
 
@@ -114,9 +131,16 @@ def _on_scores(wish: Wish, scores: torch.Tensor) -> torch.Tensor:
     return scores
 
 
+def _after_bias(wish: Wish, scores: torch.Tensor) -> torch.Tensor:
+    """A masked expert must not count for its group by its bias alone."""
+    if wish.kind in GONE:
+        return _column(scores, wish.experts, lambda part: torch.full_like(part, -torch.inf))
+    return scores
+
+
 def _before_selection(wish: Wish, scores: torch.Tensor) -> torch.Tensor:
     """A bias added after the logits must not bring a masked expert back, or keep a promoted one out."""
-    if wish.kind == "mask":
+    if wish.kind in GONE:
         # Experts of lost groups stand at -inf too; they come before a masked one where the kept groups run out.
         lowest = torch.finfo(scores.dtype).min
         return _column(scores.clamp_min(lowest), wish.experts, lambda part: torch.full_like(part, -torch.inf))

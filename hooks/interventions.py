@@ -17,7 +17,7 @@ import torch
 
 from moescope.errors import MoescopeError, RefusedError
 from moescope.hooks.call_reader import experts_arguments
-from moescope.hooks.choosing import Choosing, Wish
+from moescope.hooks.choosing import GONE, Choosing, Wish
 from moescope.hooks.facts import Undo, flat
 from moescope.hooks.readings import SiteReading, rank_and_summarise
 from moescope.hooks.sites import Site, expert_modules
@@ -27,7 +27,7 @@ from moescope.hooks.watching import LinearWatch, override_forward
 if TYPE_CHECKING:
     from moescope.hooks.model import Model
 
-Kind = Literal["scale", "mask", "zero", "promote", "demote", "ranks", "top_p", "patch"]
+Kind = Literal["scale", "mask", "remove", "zero", "promote", "demote", "ranks", "top_p", "patch"]
 Stage = Literal["logit", "score", "weight", "weight_renormalised"]
 
 
@@ -55,10 +55,11 @@ class Act:
     """One change at one site.
 
     Attributes:
-        kind: "scale" a factor on experts (`stage` says where), "mask" (never selected; others take the place), "zero"
-            (selected, its output dropped), "promote" and "demote" (score above the best, below the worst; arXiv
-            2509.09660), "ranks" (only these ranks count), "top_p" (only the first ranks whose selection shares reach
-            p), "patch" (ids and weights given).
+        kind: "scale" a factor on experts (`stage` says where), "mask" (never selected; others take the place),
+            "remove" (the same, and no score is left of it, as if it were pruned), "zero" (selected, its output
+            dropped), "promote" and "demote" (score above the best, below the worst; arXiv 2509.09660), "ranks" (only
+            these ranks count), "top_p" (only the first ranks whose selection shares reach p), "patch" (ids and weights
+            given).
         experts: whose.
         factor: of "scale"; the p of "top_p".
         stage: of "scale": "logit", "score", "weight", "weight_renormalised" (weights keep their sum).
@@ -81,7 +82,9 @@ class Act:
     @property
     def chooses(self) -> bool:
         """Whether it acts on the selection rather than on what was selected."""
-        return self.kind in ("mask", "promote", "demote") or (self.kind == "scale" and self.stage in ("logit", "score"))
+        return self.kind in ("mask", "remove", "promote", "demote") or (
+            self.kind == "scale" and self.stage in ("logit", "score")
+        )
 
 
 Acts = Mapping[str, Sequence[Act]]
@@ -142,7 +145,7 @@ class Live:
         weights = [len(weight) for weight in hf.get_submodule(site.router).parameters() if weight.ndim == 2]
         wider = max([width for width in weights if width > columns], default=columns)
         softmax, acted = semantics.score_function == "softmax", self._acted.setdefault(site.key, set())
-        mode = partial(Choosing, wishes, columns, wider, softmax, acted)
+        mode = partial(Choosing, wishes, columns, wider, softmax, semantics.bias is not None, acted)
         undo = [override_forward(hf.get_submodule(site.router), _under(mode))]
         if site.reader == "modules":
             undo.append(override_forward(hf.get_submodule(site.block), _under(partial(mode, scores=False))))
@@ -165,7 +168,7 @@ class Live:
 
 def _require_acting(site: Site, act: Act, acted: set[str], score_function: str | None) -> None:
     stage = "scores" if act.stage == "score" and act.kind == "scale" and score_function != "softmax" else "logits"
-    if stage not in acted:
+    if stage not in acted and act.kind != "mask":  # that a mask is obeyed is seen in the ids
         raise RefusedError(
             f"{site.key}: this family's router makes its {stage} in a way that cannot be edited; "
             "scale the weight instead."
@@ -179,7 +182,7 @@ def _require_obeyed(site: Site, act: Act, reading: SiteReading, rows: torch.Tens
     there = there if rows is None else there[rows]
     for expert in act.experts:
         chosen = ((ids == expert) & there).any(-1)
-        if act.kind == "mask" and bool(chosen.any()):
+        if act.kind in GONE and bool(chosen.any()):
             raise RefusedError(f"{site.key}: this family's router selects expert {expert} although it is masked.")
         if act.kind == "promote" and not bool((chosen | ~there.all(-1)).all()):
             raise RefusedError(f"{site.key}: this family's router does not select expert {expert} although promoted.")
@@ -205,7 +208,7 @@ def _require_possible(model: Model, key: str, acts: Sequence[Act]) -> None:
             raise MoescopeError(f"{key} has experts 0 to {site.n_experts - 1}, no expert {wrong[0]}.")
         if act.kind == "promote" and len(act.experts) > k:
             raise MoescopeError(f"{key}: {len(act.experts)} experts cannot all be promoted where {k} are selected.")
-        if act.kind == "mask" and site.n_experts - len(act.experts) < k:
+        if act.kind in GONE and site.n_experts - len(act.experts) < k:
             raise MoescopeError(
                 f"{key}: masking {len(act.experts)} of {site.n_experts} experts leaves too few to select {k}."
             )

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -16,9 +16,20 @@ from moescope.hooks.selfcheck import Dtypes, SelfCheck, self_check
 from moescope.hooks.semantics import Semantics
 from moescope.hooks.sites import Site, active_parameters, discover, plain_path
 
+if TYPE_CHECKING:
+    from moescope.hooks.interventions import Acts, Live
+
 CHECK_SHAPE = (4, 64)  # sequences x tokens of the self-check: enough rows to tell routing rules apart, cheap anywhere
 
 FINGERPRINT_VALUES = 4096  # of each tensor: several in each expert
+
+
+class Editing(Protocol):
+    """What can say which acts it is at each site of a model: a recipe."""
+
+    def acts(self, model: Any, /) -> Acts:
+        """Site key -> acts."""
+        ...
 
 
 class Model:
@@ -141,6 +152,21 @@ class Model:
         """Logits [B, S, V] of one forward pass with these arguments."""
         output = self.hf(**inputs)
         return output.logits if hasattr(output, "logits") else output[0]
+
+    def edited(self, recipe: Editing, *, check: bool = True) -> Live:
+        """``with model.edited(recipe):`` runs the model with a recipe's edits; afterwards it is as before, to the bit.
+
+        Args:
+            recipe: a `moescope.Recipe`.
+            check: run one small batch on entering, to see that the edits do what they say.
+
+        Raises:
+            MoescopeError: an unknown layer or expert, or edits that contradict each other.
+            RefusedError: this family's blocks cannot be edited so.
+        """
+        from moescope.hooks.interventions import Live
+
+        return Live(self, recipe.acts(self), check=check)
 
     @property
     def pad_id(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from moescope.errors import RefusedError
+from moescope.hooks.execution import is_compiled
 from moescope.hooks.facts import Facts, Gather, OnFacts, Undo
 from moescope.hooks.readers import READERS
 from moescope.hooks.readings import SiteReading
@@ -106,6 +107,8 @@ def _plain(model: nn.Module, forward: Forward) -> torch.Tensor:
     try:
         return forward()
     except Exception as error:
+        if is_compiled(model):
+            raise  # whose complaint is the compiler's
         import transformers
 
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"

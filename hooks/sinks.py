@@ -94,7 +94,7 @@ class SinkWatch:
         def run(module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, *args: Any, **kwargs: Any):
             result = attend(module, query, key, value, attention_mask, *args, **kwargs)
             number = self._owners.get(id(module))
-            if number is not None and self._mask is not None:
+            if number is not None and self._mask is not None and _of_tokens(self._mask, query, key, result[0]):
                 seen = None
                 if number not in self._shares and name in READABLE and not args:
                     with torch.no_grad():
@@ -103,6 +103,12 @@ class SinkWatch:
             return result
 
         return run
+
+
+def _of_tokens(real: torch.Tensor, query: Any, key: Any, output: Any) -> bool:
+    """Whether an attention is among the sequence's own tokens (inkling2 also attends over its residual blocks)."""
+    b, length = real.shape
+    return query.shape[2] == length == key.shape[2] and len(query) >= b and output.shape[1] == length
 
 
 def _share(
@@ -116,10 +122,8 @@ def _share(
     kwargs: Mapping[str, Any],
     output: torch.Tensor,
 ) -> SinkShare | None:
-    """The share, or None where queries and keys are not the sequence's own tokens."""
+    """The share, or None where the mask is of another shape."""
     b, length = real.shape
-    if query.shape[2] != length or key.shape[2] != length or len(query) < b or output.shape[1] != length:
-        return None
     if mask is not None and (mask.ndim != 4 or mask.shape[-1] != length):
         return None
     heads = query.shape[1]

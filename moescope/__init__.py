@@ -16,8 +16,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moescope import analysis, figures, report
+    from moescope import analysis, decoding, edits, figures, report
     from moescope.capturing import Activations, CachedRun, Corpus, capture, capture_cache
+    from moescope.edits import Demote, Mask, Promote, Prune, Recipe, Route, Rows, Scale, Zero
     from moescope.errors import CorpusError, MoescopeError, RefusedError, StoreError
     from moescope.hooks import Model, load, wrap
     from moescope.store import Store, open
@@ -27,22 +28,32 @@ _HOMES = {
     "CachedRun": "moescope.capturing",
     "Corpus": "moescope.capturing",
     "CorpusError": "moescope.errors",
+    "Demote": "moescope.edits",
+    "Mask": "moescope.edits",
     "Model": "moescope.hooks",
     "MoescopeError": "moescope.errors",
+    "Promote": "moescope.edits",
+    "Prune": "moescope.edits",
+    "Recipe": "moescope.edits",
     "RefusedError": "moescope.errors",
+    "Route": "moescope.edits",
+    "Rows": "moescope.edits",
+    "Scale": "moescope.edits",
     "Store": "moescope.store",
     "StoreError": "moescope.errors",
+    "Zero": "moescope.edits",
     "capture": "moescope.capturing",
     "capture_cache": "moescope.capturing",
     "load": "moescope.hooks",
     "open": "moescope.store",
     "wrap": "moescope.hooks",
 }
-_MODULES = ("analysis", "figures", "report")
+_MODULES = ("analysis", "decoding", "edits", "figures", "report")
 
 __all__ = [
-    "Activations", "CachedRun", "Corpus", "CorpusError", "Model", "MoescopeError", "RefusedError", "Store",
-    "StoreError", "analysis", "capture", "capture_cache", "figures", "load", "open", "report", "wrap",
+    "Activations", "CachedRun", "Corpus", "CorpusError", "Demote", "Mask", "Model", "MoescopeError", "Promote",
+    "Prune", "Recipe", "RefusedError", "Route", "Rows", "Scale", "Store", "StoreError", "Zero", "analysis", "capture",
+    "capture_cache", "decoding", "edits", "figures", "load", "open", "report", "wrap",
 ]  # fmt: skip
 
 

@@ -222,7 +222,7 @@ def test_doctor_checks_every_family() -> None:
     done = moescope("doctor", "--zoo", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 76  # 72 families and 4 toys of old shapes
+    assert len(found) == 79  # 75 families and 4 toys of old shapes
     assert all(row["verdict"] == "captured" and row["rebuild error"] < 1e-4 for row in found)
 
 

@@ -46,17 +46,17 @@ def reading(model: Model, site: Any) -> SiteReading:
         return tap.take().sites[site.key]
 
 
-def edited_logits(kind: str, logits: torch.Tensor) -> torch.Tensor:
+def edited_logits(kind: str, semantics: Semantics, logits: torch.Tensor) -> torch.Tensor:
     """The edit as its definition has it, on [T, E]."""
     new = logits.clone()
-    if kind == "mask":
+    if kind == "remove" or (kind == "mask" and semantics.selection_bias is None):
         new[:, EXPERT] = -torch.inf
     elif kind in ("promote", "demote"):
         sign = 1 if kind == "promote" else -1
         others = torch.cat([logits[:, :EXPERT], logits[:, EXPERT + 1 :]], -1) * sign
         edge, own = others.amax(-1), logits[:, EXPERT] * sign
         new[:, EXPERT] = torch.where(own > edge, own, edge + STEP) * sign
-    else:
+    elif kind == "logit":
         new[:, EXPERT] *= 3
     return new
 
@@ -67,9 +67,11 @@ def chosen(semantics: Semantics, kind: str, logits: torch.Tensor) -> tuple[torch
     assert scores is not None
     base = logits.float() if semantics.selection == "logit" else scores
     choice = base.clone() if semantics.selection_bias is None else base + semantics.selection_bias
+    if kind in ("mask", "remove") and semantics.selection_bias is not None:
+        choice[:, EXPERT] = -torch.inf
     if semantics.groups is not None:
         choice = within_groups(choice, semantics.groups, semantics.group_fill)
-    if kind == "mask":
+    if kind in ("mask", "remove"):
         choice = choice.clamp_min(torch.finfo(choice.dtype).min)
         choice[:, EXPERT] = -torch.inf
     if kind == "promote":
@@ -83,7 +85,7 @@ def chosen(semantics: Semantics, kind: str, logits: torch.Tensor) -> tuple[torch
     return ids, weights * (semantics.scaling or 1.0)
 
 
-@pytest.mark.parametrize("kind", ["mask", "promote", "demote", "logit"])
+@pytest.mark.parametrize("kind", ["mask", "remove", "promote", "demote", "logit"])
 @pytest.mark.parametrize("name", CHOOSING)
 def test_selection_goes_through_the_familys_own_rule(name: str, kind: str) -> None:
     model = wrap(shared(name), name=name)
@@ -94,7 +96,7 @@ def test_selection_goes_through_the_familys_own_rule(name: str, kind: str) -> No
     with Live(model, {site.key: [act]}):
         got = reading(model, site)
     ids = got.expert.sort(-1)
-    if kind == "mask":
+    if kind in ("mask", "remove"):
         assert not (got.expert == EXPERT)[... if got.valid is None else got.valid].any()
     if kind == "promote" and not semantics.drops:
         assert (got.expert == EXPERT).any(-1).all()
@@ -102,7 +104,7 @@ def test_selection_goes_through_the_familys_own_rule(name: str, kind: str) -> No
         return  # skip classes are cut off what is read, capacity is not a rule of the logits
     if semantics.selection is None or semantics.scaling is None or (name, kind) == ("laguna", "logit"):
         return
-    want_ids, want_weights = chosen(semantics, kind, edited_logits(kind, plain.logits.float()))
+    want_ids, want_weights = chosen(semantics, kind, edited_logits(kind, semantics, plain.logits.float()))
     same = (ids.values == want_ids).all(-1)
     assert same.double().mean() > 0.99  # a tie may fall the other way
     if name in SCALED:

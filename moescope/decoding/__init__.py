@@ -1,0 +1,41 @@
+"""Ways of generating text that set two routings of one model against each other, and what comes of them.
+
+>>> answer, = self_contrast(model, "What is 8 + 3 * 9?", beta=0.5, alpha=0.1)
+>>> answer.text; answer.steps[0].strong          # both distributions, token by token
+>>> result = tune(model, problems, alphas=[0.1], betas=[0.0, 0.5])
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moescope.decoding.contrast import SelfContrast, Step, Written, self_contrast
+    from moescope.decoding.problems import Problem, generate, read_problems, solved, tune
+
+_HOME = {
+    "Problem": "problems",
+    "SelfContrast": "contrast",
+    "Step": "contrast",
+    "Written": "contrast",
+    "generate": "problems",
+    "read_problems": "problems",
+    "self_contrast": "contrast",
+    "solved": "problems",
+    "tune": "problems",
+}
+
+__all__ = [
+    "Problem", "SelfContrast", "Step", "Written", "generate", "read_problems", "self_contrast", "solved", "tune",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,197 @@
+"""Prompts with known answers: generate, score by exact match, and tune self-contrast on them, with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from scipy.stats import binomtest
+
+from moescope.decoding.contrast import SelfContrast, Written
+from moescope.edits import Recipe
+from moescope.errors import CorpusError, MoescopeError
+from moescope.hooks import Model
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prompt and the answer that counts as right."""
+
+    prompt: str
+    answer: str
+
+
+def read_problems(path: str | Path, limit: int | None = None) -> list[Problem]:
+    """Problems of a JSONL file with the fields ``prompt`` and ``answer``.
+
+    Raises:
+        CorpusError: no such file, or a line that is none, with its number.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorpusError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            found.append(Problem(str(row["prompt"]), str(row["answer"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorpusError(f"{path}, line {number}: expected an object with `prompt` and `answer`.") from error
+    if not found:
+        raise CorpusError(f"{path} has no problems in it.")
+    return found[:limit]
+
+
+def solved(text: str, answer: str, after: str = "") -> bool:
+    """Whether a text gives the answer: its first words, or those behind the last ``after``, up to the line's end."""
+    if after and after in text:
+        text = text.rpartition(after)[2]
+    said = text.strip().splitlines()
+    return bool(said) and said[0].strip().rstrip(".") == answer.strip().rstrip(".")
+
+
+def generate(
+    model: Model,
+    prompts: str | Sequence[str],
+    *,
+    recipe: Recipe | None = None,
+    max_new_tokens: int = 64,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> list[Written]:
+    """Go on from each prompt, greedily or by sampling, with a recipe live or without one."""
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    options = {"do_sample": do_sample, "temperature": temperature if do_sample else None, "seed": seed}
+    with nullcontext() if recipe is None else model.edited(recipe):
+        return [one for text in texts for one in written(model, [text], max_new_tokens, **options)]
+
+
+def written(model: Model, prompts: Sequence[str], max_new_tokens: int, seed: int = 0, **options: Any) -> list[Written]:
+    """What `hf.generate` writes after prompts of equal length, up to the end token.
+
+    Raises:
+        MoescopeError: the model has no tokenizer or cannot generate.
+    """
+    if model.tokenizer is None:
+        raise MoescopeError("This model was wrapped without a tokenizer; pass one: moescope.wrap(hf_model, tokenizer).")
+    if not hasattr(model.hf, "generate") or max_new_tokens < 1:
+        raise MoescopeError("This model cannot generate, or was asked for no token.")
+    batch = model.tokenizer(list(prompts), return_tensors="pt").to(model.device)
+    torch.manual_seed(seed)
+    with torch.inference_mode():
+        ids = model.hf.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            pad_token_id=model.pad_id,
+            **options,
+        )
+    ends = _end_tokens(model)
+    results = []
+    for prompt, row in zip(prompts, ids[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+        stop = next((place for place, token in enumerate(row) if token in ends), len(row))
+        results.append(Written(prompt, model.tokenizer.decode(row[:stop]), row[:stop]))
+    return results
+
+
+def _end_tokens(model: Model) -> set[int]:
+    found = getattr(model.hf.generation_config, "eos_token_id", None)
+    return set(found) if isinstance(found, list) else {found}
+
+
+def tune(
+    model: Model,
+    problems: Iterable[Problem],
+    *,
+    alphas: Sequence[float] = (0.1,),
+    betas: Sequence[float] = (0.0, 0.25, 0.5, 1.0),
+    weak: Recipe | None = None,
+    after: str = "",
+    max_new_tokens: int = 64,
+    on_progress: Callable[[int], None] | None = None,
+) -> xr.Dataset:
+    """How many problems self-contrast solves at each alpha and beta, beside plain greedy decoding.
+
+    How to read it: `solved` is a share with a 95 % interval (Wilson); `p` is that of an exact McNemar test against plain
+    decoding of the same problems. Choose on one set of problems and report on another: the best of many settings is best
+    on this set partly by luck.
+
+    Args:
+        problems: with their answers.
+        alphas, betas: settings to try.
+        weak: the weak routing.
+        after: the answer stands behind the last of these marks in what was written (`</think>`).
+        max_new_tokens: for each problem.
+        on_progress: called with the number of problems done, of len(problems) x (1 + settings).
+
+    Returns:
+        Dataset with dims (alpha, beta): solved, low, high, gained, lost (problems), p, tokens (mean written); and
+        plain, plain_low, plain_high, plain_tokens (); attrs: problems.
+    """
+    items = list(problems)
+    if not items:
+        raise MoescopeError("There are no problems to tune on.")
+    done = 0
+
+    def attempt(options: dict[str, Any]) -> tuple[np.ndarray, float]:
+        nonlocal done
+        right, lengths = [], []
+        for item in items:
+            (one,) = written(model, [item.prompt], max_new_tokens, do_sample=False, **options)
+            right.append(solved(one.text, item.answer, after))
+            lengths.append(len(one.tokens))
+            done += 1
+            if on_progress is not None:
+                on_progress(done)
+        return np.array(right), float(np.mean(lengths))
+
+    plain, plain_tokens = attempt({})
+    shape = (len(alphas), len(betas))
+    values = {name: np.zeros(shape) for name in ("solved", "low", "high", "gained", "lost", "p", "tokens")}
+    for a, alpha in enumerate(alphas):
+        for b, beta in enumerate(betas):
+            contrast = SelfContrast(model, alpha=alpha, beta=beta, weak=weak)
+            right, tokens = attempt({"custom_generate": contrast})
+            gained, lost = int((right & ~plain).sum()), int((plain & ~right).sum())
+            low, high = _interval(right)
+            p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+            row = (right.mean(), low, high, gained, lost, p, tokens)
+            for name, value in zip(values, row, strict=True):
+                values[name][a, b] = value
+    low, high = _interval(plain)
+    return xr.Dataset(
+        {name: (("alpha", "beta"), table) for name, table in values.items()}
+        | {
+            "plain": ((), plain.mean()),
+            "plain_low": ((), low),
+            "plain_high": ((), high),
+            "plain_tokens": ((), plain_tokens),
+        },
+        coords={"alpha": list(alphas), "beta": list(betas)},
+        attrs={
+            "analysis": "self_contrast",
+            "model": model.name,
+            "problems": len(items),
+            "after": after or "none",
+            "weak": "rank 2 of every layer" if weak is None else "a recipe",
+            "table": "alpha, beta",
+            "table_order": "solved",
+        },
+    )
+
+
+def _interval(right: np.ndarray) -> tuple[float, float]:
+    """95 % Wilson interval of a share."""
+    found = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)

@@ -1,0 +1,49 @@
+"""Edits as data: a `Recipe` of them is live inside ``with model.edited(recipe):``, or written into a checkpoint.
+
+>>> recipe = Recipe([Scale(layer=3, expert=7, factor=64.0), Mask(layer=5, expert=[1, 2])])
+>>> with model.edited(recipe): ...
+>>> recipe.save("recipe.yaml"); Recipe.load("recipe.yaml")
+>>> recipe.write(source="ckpt", out="ckpt-edited")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moescope.edits.checkpoint import Change, Written, plan, write
+    from moescope.edits.edit import Demote, Edit, Mask, Promote, Prune, Route, Rows, Scale, Zero
+    from moescope.edits.recipe import Recipe
+
+_HOME = {
+    "Change": "checkpoint",
+    "Demote": "edit",
+    "Edit": "edit",
+    "Mask": "edit",
+    "Promote": "edit",
+    "Prune": "edit",
+    "Recipe": "recipe",
+    "Route": "edit",
+    "Rows": "edit",
+    "Scale": "edit",
+    "Written": "checkpoint",
+    "Zero": "edit",
+    "plan": "checkpoint",
+    "write": "checkpoint",
+}
+
+__all__ = [
+    "Change", "Demote", "Edit", "Mask", "Promote", "Prune", "Recipe", "Route", "Rows", "Scale", "Written",
+    "Zero", "plan", "write",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

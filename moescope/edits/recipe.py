@@ -1,0 +1,216 @@
+"""A recipe: edits with where they came from, as YAML or JSON; live on a model or written into a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from moescope.edits import suggested
+from moescope.edits.edit import Demote, Edit, Mask, Promote, Prune, Zero
+from moescope.edits.suggested import Silence, Stage
+from moescope.errors import MoescopeError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from moescope.edits.checkpoint import Written
+    from moescope.hooks import Model
+    from moescope.hooks.interventions import Act
+
+# Kinds that decide alone what becomes of an expert: two of them contradict each other.
+DECIDING = (Mask, Zero, Promote, Demote, Prune)
+
+
+class Recipe(BaseModel):
+    """Edits in the order in which they act.
+
+    Attributes:
+        edits: the edits.
+        schema_version: of this format.
+        config_hash: the model they are for (`Model.config_hash`); another model's recipe is refused. None: any model.
+        suggested_by: which analysis of which store suggested them, and how.
+        note: a person's words.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    edits: list[Edit] = Field(min_length=1)
+    schema_version: Literal[1] = 1
+    config_hash: str | None = None
+    suggested_by: dict[str, Any] = Field(default_factory=dict)
+    note: str = ""
+
+    def __init__(self, edits: Iterable[Any] = (), /, **more: Any) -> None:
+        given = more.pop("edits", None)
+        try:
+            super().__init__(edits=list(edits) if given is None else given, **more)
+        except ValidationError as error:
+            raise MoescopeError(f"Not a recipe: {_first(error)}") from error
+
+    def acts(self, model: Model) -> dict[str, list[Act]]:
+        """What these edits are at each site of a model.
+
+        Raises:
+            MoescopeError: another model's recipe, an unknown layer, or edits that contradict each other.
+        """
+        from moescope.hooks.interventions import Where
+
+        if self.config_hash is not None and self.config_hash != model.config_hash:
+            raise MoescopeError(
+                "This recipe was made for another model (its configuration differs); set config_hash to null in it to "
+                "use it all the same."
+            )
+        self.require_consistent()
+        found: dict[str, list[Act]] = {}
+        for edit in self.edits:
+            sites = [site for site in model.sites if edit.layer in (site.layer, site.key)]
+            if not sites:
+                known = ", ".join(str(site.layer) for site in model.sites)
+                raise MoescopeError(f"The model has no MoE layer {edit.layer!r}; it has {known}.")
+            if len(sites) > 1:
+                keys = ", ".join(site.key for site in sites)
+                raise MoescopeError(f"Layer {edit.layer} has several routers; name one: {keys}.")
+            where = Where(edit.rows.batch, edit.rows.positions, edit.rows.phase)
+            act = _act(edit, where, model.semantics[sites[0].key].top_k)
+            found.setdefault(sites[0].key, []).append(act)
+        for key, acts in found.items():
+            promoted = {expert for act in acts if act.kind == "promote" for expert in act.experts}
+            masked = {expert for act in acts if act.kind in ("mask", "remove") for expert in act.experts}
+            site = next(site for site in model.sites if site.key == key)
+            k = model.semantics[key].top_k
+            if len(promoted) > k:
+                raise MoescopeError(f"Layer {site.layer}: {len(promoted)} experts are promoted, {k} are selected.")
+            if site.n_experts - len(masked) < k:
+                raise MoescopeError(f"Layer {site.layer}: {len(masked)} masked experts leave too few to select {k}.")
+        return found
+
+    def require_consistent(self) -> None:
+        """Raises MoescopeError where two edits decide differently about one expert."""
+        seen: dict[tuple[int | str, int], str] = {}
+        for edit in self.edits:
+            if not isinstance(edit, DECIDING):
+                continue
+            for expert in edit.expert:
+                other = seen.setdefault((edit.layer, expert), edit.kind)
+                if other != edit.kind:
+                    raise MoescopeError(f"Layer {edit.layer}, expert {expert}: {other} and {edit.kind} contradict.")
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as YAML, or as JSON where the name ends so."""
+        file = Path(path)
+        data = self.model_dump(mode="json", exclude_defaults=False)
+        text = json.dumps(data, indent=2) + "\n" if file.suffix == ".json" else yaml.safe_dump(data, sort_keys=False)
+        try:
+            file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise MoescopeError(f"Cannot write {file}: {error.strerror or error}.") from error
+        return file
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe from YAML or JSON.
+
+        Raises:
+            MoescopeError: no such file, or what is wrong in it and where.
+        """
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise MoescopeError(
+                f"Cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}."
+            ) from error
+        except yaml.YAMLError as error:
+            raise MoescopeError(f"{path} is neither YAML nor JSON: {str(error).splitlines()[0]}.") from error
+        if not isinstance(data, dict):
+            raise MoescopeError(f"{path} is not a recipe: expected a mapping with `edits`.")
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise MoescopeError(f"{path} is not a recipe: {error}.") from error
+        except MoescopeError as error:
+            raise MoescopeError(f"{path}: {error}") from error
+
+    def write(self, source: str | Path, out: str | Path, **options: Any) -> Written:
+        """Write an edited copy of a checkpoint; see `moescope.edits.write`."""
+        from moescope.edits.checkpoint import write
+
+        return write(self, source, out, **options)
+
+    @classmethod
+    def from_npmi(
+        cls, result: xr.Dataset, label: str, top: int = 2, factor: float = 64.0, stage: Stage = "weight"
+    ) -> Recipe:
+        """RICE's recipe: scale the `top` experts of the whole model with the highest nPMI for a label.
+
+        Args:
+            result: from `analysis.npmi`.
+            label: whose experts.
+            top: how many; the paper takes 2.
+            factor: the paper's beta, 64.
+            stage: of the scaling; the paper leaves it open.
+        """
+        edits, source = suggested.by_npmi(result, label, top, factor, stage)
+        return cls(edits, suggested_by=source)
+
+    @classmethod
+    def from_risk_difference(cls, result: xr.Dataset, label: str, promote: int = 0, demote: int = 0) -> Recipe:
+        """SteerMoE's recipe: promote the experts most tied to a label, demote those most tied to the others.
+
+        Args:
+            result: with `risk_difference` by label, such as `analysis.npmi` gives.
+            label: whose behaviour is wanted.
+            promote, demote: how many experts of the whole model.
+        """
+        edits, source = suggested.by_risk_difference(result, label, promote, demote)
+        return cls(edits, suggested_by=source)
+
+    @classmethod
+    def from_importance(cls, result: xr.Dataset, criterion: str, lowest: int, kind: Silence = "mask") -> Recipe:
+        """Mask (or zero) the experts that matter least by one criterion of an importance table.
+
+        Args:
+            result: a Dataset with a variable (layer, expert) of that name.
+            criterion: the variable.
+            lowest: how many experts of the whole model.
+            kind: what to do with them.
+        """
+        edits, source = suggested.by_importance(result, criterion, lowest, kind)
+        return cls(edits, suggested_by=source)
+
+    @classmethod
+    def from_super_experts(cls, result: xr.Dataset, kind: Silence = "zero") -> Recipe:
+        """Silence the super experts that `analysis.super_experts` found.
+
+        Raises:
+            MoescopeError: it found none.
+        """
+        edits, source = suggested.by_super_experts(result, kind)
+        return cls(edits, suggested_by=source)
+
+
+def _act(edit: Any, where: Any, top_k: int) -> Act:
+    from moescope.hooks.interventions import Act
+
+    if edit.kind == "scale":
+        return Act("scale", edit.expert, edit.factor, edit.stage, where=where)
+    if edit.kind != "route":
+        return Act("remove" if edit.kind == "prune" else edit.kind, edit.expert, where=where)
+    if edit.top_p is not None:
+        return Act("top_p", factor=edit.top_p, renormalise=edit.renormalise, where=where)
+    ranks = edit.ranks
+    if edit.top_k is not None:
+        if edit.top_k > top_k:
+            raise MoescopeError(f"Layer {edit.layer} selects {top_k} experts; the first {edit.top_k} are not there.")
+        ranks = tuple(range(edit.top_k))
+    return Act("ranks", ranks=ranks, renormalise=edit.renormalise, where=where)
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place + ': ' if place else ''}{first['msg']}"

@@ -1,0 +1,80 @@
+"""Edits that analyses suggest, each with where it came from: plain functions of labelled results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from moescope.edits.edit import Demote, Mask, Promote, Scale, Zero
+from moescope.errors import MoescopeError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Silence = Literal["mask", "zero"]
+Stage = Literal["logit", "score", "weight", "weight_renormalised"]
+Cell = tuple[int, int, float]
+Suggestion = tuple[list[Any], dict[str, Any]]
+SILENCE = {"mask": Mask, "zero": Zero}
+ORIGIN = ("analysis", "store_id", "model", "corpus", "by")
+
+
+def by_npmi(result: xr.Dataset, label: str, top: int, factor: float, stage: Stage) -> Suggestion:
+    """Scale the experts of the highest nPMI with a label."""
+    cells = _largest(_of_label(result, label)["npmi"], top)
+    edits = [Scale(layer=layer, expert=(expert,), factor=factor, stage=stage) for layer, expert, _ in cells]
+    return edits, _source(result, "from_npmi", cells, label=label, top=top)
+
+
+def by_risk_difference(result: xr.Dataset, label: str, promote: int, demote: int) -> Suggestion:
+    """Promote the experts of the largest risk difference, demote those of the smallest."""
+    difference = _of_label(result, label)["risk_difference"]
+    up, down = _largest(difference, promote), [(a, b, -c) for a, b, c in _largest(-difference, demote)]
+    edits = [Promote(layer=layer, expert=(expert,)) for layer, expert, _ in up]
+    edits += [Demote(layer=layer, expert=(expert,)) for layer, expert, _ in down]
+    return edits, _source(result, "from_risk_difference", [*up, *down], label=label)
+
+
+def by_importance(result: xr.Dataset, criterion: str, lowest: int, kind: Silence) -> Suggestion:
+    """Silence the experts with the least of a criterion."""
+    if criterion not in result:
+        raise MoescopeError(f"This result has no {criterion!r}; it has {', '.join(map(str, result.data_vars))}.")
+    cells = [(layer, expert, -value) for layer, expert, value in _largest(-result[criterion], lowest)]
+    edits = [SILENCE[kind](layer=layer, expert=(expert,)) for layer, expert, _ in cells]
+    return edits, _source(result, "from_importance", cells, criterion=criterion)
+
+
+def by_super_experts(result: xr.Dataset, kind: Silence) -> Suggestion:
+    """Silence the super experts."""
+    size = result["absmax"].where(result["super"])
+    cells = _largest(size, int(result["super"].sum()))
+    if not cells:
+        raise MoescopeError("The analysis found no super expert, so there is nothing to silence.")
+    edits = [SILENCE[kind](layer=layer, expert=(expert,)) for layer, expert, _ in cells]
+    return edits, _source(result, "from_super_experts", cells)
+
+
+def _of_label(result: xr.Dataset, label: str) -> xr.Dataset:
+    known = [str(name) for name in result["label"].values] if "label" in result.coords else []
+    if label not in known:
+        raise MoescopeError(f"This result has no label {label!r}; it has {', '.join(known) or 'none'}.")
+    return result.sel(label=label)
+
+
+def _largest(values: xr.DataArray, count: int) -> list[Cell]:
+    """(layer, expert, value) of the `count` largest that are numbers; the first of equals first."""
+    table = values.transpose("layer", "expert")
+    cells = [
+        (int(layer), int(expert), float(value))
+        for layer, row in zip(table["layer"].values, table.values, strict=True)
+        for expert, value in zip(table["expert"].values, row, strict=True)
+        if value == value  # not NaN: the expert exists and has a value
+    ]
+    if count > len(cells):
+        raise MoescopeError(f"{count} experts were asked for, and the result has values for {len(cells)}.")
+    return sorted(cells, key=lambda cell: -cell[2])[:count]
+
+
+def _source(result: xr.Dataset, how: str, cells: list[Cell], **more: Any) -> dict[str, Any]:
+    kept = {name: str(result.attrs[name]) for name in ORIGIN if name in result.attrs}
+    values = [{"layer": layer, "expert": expert, "value": value} for layer, expert, value in cells]
+    return {"recipe": how, **more, **kept, "values": values}
