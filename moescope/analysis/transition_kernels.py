@@ -34,15 +34,12 @@ def count_transitions(source, target, source_worth, target_worth, count):
 
 
 @kernel
-def mixed(seed, first, second, third):
-    """A 64-bit hash of four numbers (splitmix64's finaliser after each)."""
-    state = np.uint64(seed)
-    for part in (first, second, third):
-        state = (state ^ np.uint64(part)) + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
-    return state
+def stirred(state, part):
+    """A 64-bit hash of two numbers (splitmix64's finaliser)."""
+    state = (np.uint64(state) ^ np.uint64(part)) + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
 
 
 @kernel
@@ -58,7 +55,7 @@ def reorder(order, start, stop, shuffle, state):
     for at in range(size):
         order[start + at] = start + at
     for at in range(size - 1, 0, -1):
-        state = mixed(state, at, 0, 0)
+        state = stirred(state, at)
         other = int(state % np.uint64(at + 1))
         held = order[start + at]
         order[start + at] = order[start + other]
@@ -75,7 +72,7 @@ def reorder_runs(edge, document, sequence, seed, draw, shuffle, order):
         shuffle: permute the rows of a run; False rotates them by a random offset, 0 included.
     """
     for run in range(document.size):
-        state = mixed(seed, document[run], sequence[run], draw)
+        state = stirred(stirred(stirred(seed, document[run]), sequence[run]), draw)
         reorder(order, edge[run], edge[run + 1], shuffle, state)
 
 
@@ -108,7 +105,7 @@ def hash_rows(path, out):
     for row in range(path.shape[0]):
         state = np.uint64(0)
         for layer in range(path.shape[1]):
-            state = mixed(state, path[row, layer], layer, 1)
+            state = stirred(state, path[row, layer])
         out[row] = state
 
 
