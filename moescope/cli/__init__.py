@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from moescope.cli import captures, models, stores
+from moescope.cli import captures, editing, models, stores
 from moescope.cli.screen import fail
 from moescope.errors import MoescopeError
 
@@ -32,6 +32,8 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )(stores.analyze)
 app.command(epilog=stores.REPORT_EXAMPLES)(stores.report)
+app.command(epilog=editing.GENERATE_EXAMPLES)(editing.generate)
+app.command(epilog=editing.APPLY_EXAMPLES)(editing.apply)
 
 
 def main() -> None:

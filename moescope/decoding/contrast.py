@@ -1,8 +1,8 @@
 """Self-contrast decoding (SCMoE, arXiv 2405.14507): what the model says against what a weaker routing of it says.
 
 The next token is chosen by ``z = (1 + beta) z_strong - beta z_weak`` among the tokens that the strong routing finds
-plausible, ``z_strong >= log(alpha) + max z_strong``. Both streams run in one forward pass: the batch is doubled, and the
-edits of each routing act on its own half, with its own rows of the key-value cache.
+plausible, ``z_strong >= log(alpha) + max z_strong``. Both streams run in one forward pass: the batch is doubled, and
+the edits of each routing act on its own half, with its own rows of the key-value cache.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
-from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from moescope.edits import Recipe, Route
 from moescope.errors import MoescopeError
@@ -113,11 +112,14 @@ class SelfContrast:
             raise MoescopeError("Self-contrast decodes greedily or by sampling; set num_beams=1.")
         mask = given.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
-        chooser = _Chooser(self, len(input_ids), _warpers(config), config.do_sample)
-        processors = LogitsProcessorList([*(given.get("logits_processor") or []), chooser])
-        plain = type(config)(
-            **{**config.to_dict(), "do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-        )
+        # What reshapes a distribution (temperature, top-k, …) acts on the contrastive one, all else on both streams.
+        given_processors = given.get("logits_processor") or []
+        warpers = LogitsProcessorList([each for each in given_processors if type(each).__name__.endswith("Warper")])
+        others = [each for each in given_processors if not type(each).__name__.endswith("Warper")]
+        chooser = _Chooser(self, len(input_ids), warpers, config.do_sample)
+        processors = LogitsProcessorList([*others, chooser])
+        greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+        plain = type(config)(**{**config.to_dict(), **greedy})
         with self.streams(len(input_ids)):
             written = hf.generate(
                 input_ids=torch.cat([input_ids, input_ids]),
@@ -150,19 +152,6 @@ def _on(act: Act, rows: tuple[int, ...]) -> Act:
     if act.where.batch is not None:
         raise MoescopeError("A routing for self-contrast cannot restrict itself to rows of the batch.")
     return replace(act, where=Where(rows, act.where.positions, act.where.phase))
-
-
-def _warpers(config: Any) -> LogitsProcessorList:
-    found = LogitsProcessorList()
-    if not config.do_sample:
-        return found
-    if config.temperature not in (None, 1.0):
-        found.append(TemperatureLogitsWarper(config.temperature))
-    if config.top_k:
-        found.append(TopKLogitsWarper(config.top_k))
-    if config.top_p not in (None, 1.0):
-        found.append(TopPLogitsWarper(config.top_p))
-    return found
 
 
 class _Chooser(LogitsProcessor):

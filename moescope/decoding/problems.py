@@ -123,9 +123,9 @@ def tune(
 ) -> xr.Dataset:
     """How many problems self-contrast solves at each alpha and beta, beside plain greedy decoding.
 
-    How to read it: `solved` is a share with a 95 % interval (Wilson); `p` is that of an exact McNemar test against plain
-    decoding of the same problems. Choose on one set of problems and report on another: the best of many settings is best
-    on this set partly by luck.
+    How to read it: `solved` is a share with a 95 % interval (Wilson); `p` is that of an exact McNemar test against
+    plain decoding of the same problems. Choose on one set of problems and report on another: the best of many settings
+    is best on this set partly by luck.
 
     Args:
         problems: with their answers.

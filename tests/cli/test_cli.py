@@ -56,7 +56,19 @@ def test_help_is_quick_and_lists_every_command() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = moescope("--help")
     assert done.returncode == 0
-    for command in ("demo", "capture", "models", "inspect", "doctor", "info", "check", "analyze", "report"):
+    for command in (
+        "demo",
+        "capture",
+        "models",
+        "inspect",
+        "doctor",
+        "info",
+        "check",
+        "analyze",
+        "report",
+        "generate",
+        "apply",
+    ):
         assert f"\n  {command} " in done.stdout
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime > before.ru_utime  # it really ran in a child
 
@@ -69,7 +81,9 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["demo", "capture", "inspect", "doctor", "info", "check", "report"])
+@pytest.mark.parametrize(
+    "command", ["demo", "capture", "inspect", "doctor", "info", "check", "report", "generate", "apply"]
+)
 def test_every_command_has_examples(command: str) -> None:
     assert f"Examples:\n\n    moescope {command}" in moescope(command, "--help").stdout
 
