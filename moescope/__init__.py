@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moescope import analysis, decoding, edits, figures, report
+    from moescope import analysis, decoding, edits, effects, figures, report
     from moescope.capturing import Activations, CachedRun, Corpus, capture, capture_cache
     from moescope.edits import Demote, Mask, Promote, Prune, Recipe, Route, Rows, Scale, Zero
     from moescope.errors import CorpusError, MoescopeError, RefusedError, StoreError
@@ -48,12 +48,12 @@ _HOMES = {
     "open": "moescope.store",
     "wrap": "moescope.hooks",
 }
-_MODULES = ("analysis", "decoding", "edits", "figures", "report")
+_MODULES = ("analysis", "decoding", "edits", "effects", "figures", "report")
 
 __all__ = [
     "Activations", "CachedRun", "Corpus", "CorpusError", "Demote", "Mask", "Model", "MoescopeError", "Promote",
     "Prune", "Recipe", "RefusedError", "Route", "Rows", "Scale", "Store", "StoreError", "Zero", "analysis", "capture",
-    "capture_cache", "decoding", "edits", "figures", "load", "open", "report", "wrap",
+    "capture_cache", "decoding", "edits", "effects", "figures", "load", "open", "report", "wrap",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Commands that change what a model does: generate with a recipe or by self-contrast; write a recipe to a checkpoint."""
+"""Commands that change what a model does: generate with a recipe or by self-contrast, write a recipe into files."""
 
 from __future__ import annotations
 

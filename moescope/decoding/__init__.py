@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moescope.decoding.contrast import SelfContrast, Step, Written, self_contrast
-    from moescope.decoding.problems import Problem, generate, read_problems, solved, tune
+    from moescope.decoding.problems import Problem, generate, interval, read_problems, solved, tune
 
 _HOME = {
     "Problem": "problems",
@@ -20,6 +20,7 @@ _HOME = {
     "Step": "contrast",
     "Written": "contrast",
     "generate": "problems",
+    "interval": "problems",
     "read_problems": "problems",
     "self_contrast": "contrast",
     "solved": "problems",
@@ -27,7 +28,8 @@ _HOME = {
 }
 
 __all__ = [
-    "Problem", "SelfContrast", "Step", "Written", "generate", "read_problems", "self_contrast", "solved", "tune",
+    "Problem", "SelfContrast", "Step", "Written", "generate", "interval", "read_problems", "self_contrast", "solved",
+    "tune",
 ]  # fmt: skip
 
 

@@ -164,12 +164,12 @@ def tune(
             contrast = SelfContrast(model, alpha=alpha, beta=beta, weak=weak)
             right, tokens = attempt({"custom_generate": contrast})
             gained, lost = int((right & ~plain).sum()), int((plain & ~right).sum())
-            low, high = _interval(right)
+            low, high = interval(right)
             p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
             row = (right.mean(), low, high, gained, lost, p, tokens)
             for name, value in zip(values, row, strict=True):
                 values[name][a, b] = value
-    low, high = _interval(plain)
+    low, high = interval(plain)
     return xr.Dataset(
         {name: (("alpha", "beta"), table) for name, table in values.items()}
         | {
@@ -191,7 +191,7 @@ def tune(
     )
 
 
-def _interval(right: np.ndarray) -> tuple[float, float]:
+def interval(right: np.ndarray) -> tuple[float, float]:
     """95 % Wilson interval of a share."""
     found = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     return float(found.low), float(found.high)

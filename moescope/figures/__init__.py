@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     import xarray as xr
 
+    from moescope.figures.effects import effect, expert_effects
     from moescope.figures.loads import load
     from moescope.figures.outliers import super_experts
     from moescope.figures.specialisation import npmi
     from moescope.figures.theme import dark, template
 
 _HOME = {
+    "effect": "effects",
+    "expert_effects": "effects",
     "load": "loads",
     "npmi": "specialisation",
     "super_experts": "outliers",
@@ -31,7 +34,7 @@ _HOME = {
     "template": "theme",
 }
 
-__all__ = ["dark", "draw", "load", "npmi", "super_experts", "template"]
+__all__ = ["dark", "draw", "effect", "expert_effects", "load", "npmi", "super_experts", "template"]
 
 
 def draw(result: xr.Dataset) -> go.Figure:
@@ -43,8 +46,9 @@ def draw(result: xr.Dataset) -> go.Figure:
     from moescope.errors import MoescopeError
 
     name = str(result.attrs.get("analysis"))
-    if name not in ("load", "npmi", "super_experts"):
-        raise MoescopeError(f"There is no figure for the result of {name!r}; figures: load, npmi, super_experts.")
+    known = [figure for figure, home in _HOME.items() if home != "theme"]
+    if name not in known:
+        raise MoescopeError(f"There is no figure for the result of {name!r}; figures: {', '.join(known)}.")
     return __getattr__(name)(result)
 
 

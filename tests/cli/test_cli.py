@@ -68,6 +68,8 @@ def test_help_is_quick_and_lists_every_command() -> None:
         "report",
         "generate",
         "apply",
+        "steer",
+        "steer",
     ):
         assert f"\n  {command} " in done.stdout
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime > before.ru_utime  # it really ran in a child
@@ -82,7 +84,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "capture", "inspect", "doctor", "info", "check", "report", "generate", "apply"]
+    "command", ["demo", "capture", "inspect", "doctor", "info", "check", "report", "generate", "apply", "steer"]
 )
 def test_every_command_has_examples(command: str) -> None:
     assert f"Examples:\n\n    moescope {command}" in moescope(command, "--help").stdout

@@ -1,0 +1,136 @@
+"""What silencing each expert, or a recipe, does to the loss: a map, and bars beside their random controls."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from moescope.figures.axes import expert_axis, layer_axis, layer_names
+from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, row_height, template
+
+READ = (
+    "Each cell is one expert silenced alone: orange, the loss of the chosen label rises without it; blue, it falls. A "
+    "dot marks a 95 % interval (documents drawn anew) that does not hold 0. Colour saturates at the largest effect."
+)
+READ_RECIPE = (
+    "Orange: what the recipe adds to the loss of each label, with its 95 % interval. Blue ticks: the same edits on "
+    "random experts of the same layers. Where the bar lies beyond the ticks, it is these experts that matter."
+)
+
+
+def expert_effects(result: xr.Dataset) -> go.Figure:
+    """Draws the effect of every (layer, expert), one label at a time.
+
+    How to read it: see `READ`.
+
+    Args:
+        result: from `effects.expert_effects`; with several labels, a menu chooses among them.
+    """
+    labels = [str(name) for name in result["label"].values]
+    reach = float(np.nanmax(np.abs(result["effect"].values))) or 1.0
+    figure = go.Figure()
+    for place in range(len(labels)):
+        part = result.isel(label=place)
+        figure.add_trace(_map(part, visible=place == 0))
+        figure.add_trace(_sure(part, visible=place == 0))
+    height = row_height(result.sizes["layer"]) * result.sizes["layer"]
+    figure.update_xaxes(expert_axis(result))
+    figure.update_yaxes(layer_axis(result))
+    figure.update_layout(
+        template=template("light"),
+        height=height + 130,
+        showlegend=False,
+        coloraxis={
+            "cmin": -reach,
+            "cmax": reach,
+            "colorbar": {"title": {"text": "nats per token", "side": "right"}} | colour_bar(height),
+        },
+    )
+    if len(labels) > 1:
+        buttons = [
+            {"label": plain(label), "method": "restyle",
+             "args": [{"visible": [which // 2 == place for which in range(2 * len(labels))]}]}
+            for place, label in enumerate(labels)
+        ]  # fmt: skip
+        menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 12}}
+        figure.update_layout(updatemenus=[menu], margin_t=70)
+    return figure
+
+
+def _map(part: xr.Dataset, *, visible: bool) -> go.Heatmap:
+    return go.Heatmap(
+        z=part["effect"].values,
+        x=part["expert"].values,
+        y=layer_names(part),
+        coloraxis="coloraxis",
+        customdata=np.stack([part["low"].values, part["high"].values], axis=-1),
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
+        visible=visible,
+        hovertemplate=(
+            "layer %{y}, expert %{x}<br><b>%{z:+.4f} nats per token</b><br>95 %: %{customdata[0]:+.4f} to "
+            "%{customdata[1]:+.4f}<extra></extra>"
+        ),
+    )
+
+
+def _sure(part: xr.Dataset, *, visible: bool) -> go.Scatter:
+    names = layer_names(part)
+    rows, experts = np.nonzero((part["low"].values > 0) | (part["high"].values < 0))
+    return go.Scatter(
+        x=part["expert"].values[experts],
+        y=[names[row] for row in rows],
+        mode="markers",
+        marker={"size": 4, "color": GREY},
+        visible=visible,
+        hoverinfo="skip",
+    )
+
+
+def effect(result: xr.Dataset) -> go.Figure:
+    """Draws what a recipe does to the loss of each label, beside its random controls.
+
+    How to read it: see `READ_RECIPE`.
+
+    Args:
+        result: from `effects.effect`.
+    """
+    labels = [plain(str(name)) for name in result["label"].values]
+    change = result["change"].values
+    figure = go.Figure(
+        go.Bar(
+            x=change,
+            y=labels,
+            orientation="h",
+            marker={"color": ORANGE, "opacity": 0.75},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": np.nan_to_num(result["high"].values - change),
+                "arrayminus": np.nan_to_num(change - result["low"].values),
+                "color": GREY,
+            },
+            customdata=np.stack([result["plain"].values, result["edited"].values, result["p"].values], axis=-1),
+            hovertemplate=(
+                "%{y}<br><b>%{x:+.4f} nats per token</b><br>%{customdata[0]:.3f} → %{customdata[1]:.3f}; p "
+                "%{customdata[2]:.3g}<extra></extra>"
+            ),
+        )
+    )
+    for place, label in enumerate(labels):
+        controls = result["control_change"].isel(label=place).values
+        figure.add_trace(
+            go.Scatter(
+                x=controls,
+                y=[label] * len(controls),
+                mode="markers",
+                marker={"symbol": "line-ns", "size": 10, "line": {"width": 1.5, "color": BLUE}},
+                hovertemplate="random experts: %{x:+.4f}<extra></extra>",
+            )
+        )
+    figure.update_xaxes(title_text="change of the loss, nats per token", zeroline=True)
+    figure.update_yaxes(type="category", autorange="reversed")
+    figure.update_layout(template=template("light"), height=140 + 34 * len(labels), showlegend=False)
+    return figure
