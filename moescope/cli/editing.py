@@ -50,7 +50,7 @@ def generate(
     ] = None,
     betas: Annotated[list[float] | None, typer.Option(help="Betas to try with --tune.")] = None,
     alphas: Annotated[list[float] | None, typer.Option(help="Alphas to try with --tune.")] = None,
-    after: Annotated[str, typer.Option(help="With --tune: the answer stands behind the last of this mark.")] = "",
+    after: Annotated[str, typer.Option(help="With --tune: the answer stands behind the first such mark.")] = "",
     limit: Annotated[int | None, typer.Option(help="With --tune: only so many problems.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the likeliest token.")] = False,
@@ -169,6 +169,8 @@ def apply(
     from moescope.edits import Recipe, plan, write
 
     edits = Recipe.load(recipe)
+    if dry_run and any(edit.kind == "prune" for edit in edits.edits):
+        raise MoescopeError("Pruning rewrites every shard; there is no list of changed tensors to show.")
     if dry_run:
         changes = plan(edits, source, approximate=approximate)
         if json:
@@ -188,9 +190,14 @@ def apply(
     done = write(edits, source, out, approximate=approximate, verify=verify, prompts=texts)
     if json:
         proof = None if done.proof is None else vars(done.proof)
-        screen.print_json({"path": str(done.path), "changes": [_plain(c) for c in done.changes], "proof": proof})
+        screen.print_json({"path": str(done.path), "changes": [_plain(c) for c in done.changes],
+                           "pruned": done.pruned, "proof": proof})  # fmt: skip
         return
-    screen.say(f"{done.path} is written: {len(done.changes)} tensor parts differ from {source}")
+    if done.pruned:
+        gone = len(next(iter(done.pruned.values())))
+        screen.say(f"{done.path} is written: every MoE layer has {gone} experts fewer than in {source}")
+    else:
+        screen.say(f"{done.path} is written: {len(done.changes)} tensor parts differ from {source}")
     if done.proof is not None:
         screen.say(
             f"live and written differ by at most {done.proof.largest:.2g} in a logit over {done.proof.tokens} tokens "

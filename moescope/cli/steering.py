@@ -52,7 +52,7 @@ def steer(
     problems: Annotated[
         Path | None, typer.Option(help="Problems (JSONL: prompt, answer) to solve with and without.")
     ] = None,
-    after: Annotated[str, typer.Option(help="The answer stands behind the last of this mark.")] = "",
+    after: Annotated[str, typer.Option(help="The answer stands behind the first such mark.")] = "",
     prompt: Annotated[list[str] | None, typer.Option(help="Go on from this prompt, with and without.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
     save: Annotated[Path | None, typer.Option(help="Write the recipe to this file.")] = None,

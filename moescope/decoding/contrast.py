@@ -118,7 +118,7 @@ class SelfContrast:
         others = [each for each in given_processors if not type(each).__name__.endswith("Warper")]
         chooser = _Chooser(self, len(input_ids), warpers, config.do_sample)
         processors = LogitsProcessorList([*others, chooser])
-        greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+        greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "max_length": None}
         plain = type(config)(**{**config.to_dict(), **greedy})
         with self.streams(len(input_ids)):
             written = hf.generate(

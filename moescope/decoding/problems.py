@@ -53,9 +53,12 @@ def read_problems(path: str | Path, limit: int | None = None) -> list[Problem]:
 
 
 def solved(text: str, answer: str, after: str = "") -> bool:
-    """Whether a text gives the answer: its first words, or those behind the last ``after``, up to the line's end."""
-    if after and after in text:
-        text = text.rpartition(after)[2]
+    """Whether a text gives the answer: its first line, or what stands behind the first ``after`` up to the line's end.
+
+    A text that never gets to ``after`` gives no answer.
+    """
+    if after:
+        text = text.partition(after)[2]
     said = text.strip().splitlines()
     return bool(said) and said[0].strip().rstrip(".") == answer.strip().rstrip(".")
 
@@ -105,7 +108,7 @@ def written(model: Model, prompts: Sequence[str], max_new_tokens: int, seed: int
     return results
 
 
-def _end_tokens(model: Model) -> set[int]:
+def _end_tokens(model: Model) -> set[int | None]:
     found = getattr(model.hf.generation_config, "eos_token_id", None)
     return set(found) if isinstance(found, list) else {found}
 
@@ -131,7 +134,7 @@ def tune(
         problems: with their answers.
         alphas, betas: settings to try.
         weak: the weak routing.
-        after: the answer stands behind the last of these marks in what was written (`</think>`).
+        after: the answer stands behind the first such mark in what was written (`</think>`).
         max_new_tokens: for each problem.
         on_progress: called with the number of problems done, of len(problems) x (1 + settings).
 

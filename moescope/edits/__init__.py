@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moescope.edits.checkpoint import Change, Written, plan, write
     from moescope.edits.edit import Demote, Edit, Mask, Promote, Prune, Route, Rows, Scale, Zero
+    from moescope.edits.pruning import pruned_experts
     from moescope.edits.recipe import Recipe
 
 _HOME = {
@@ -30,12 +31,13 @@ _HOME = {
     "Written": "checkpoint",
     "Zero": "edit",
     "plan": "checkpoint",
+    "pruned_experts": "pruning",
     "write": "checkpoint",
 }
 
 __all__ = [
     "Change", "Demote", "Edit", "Mask", "Promote", "Prune", "Recipe", "Route", "Rows", "Scale", "Written",
-    "Zero", "plan", "write",
+    "Zero", "plan", "pruned_experts", "write",
 ]  # fmt: skip
 
 

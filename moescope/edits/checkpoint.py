@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moescope.edits.edit import Scale
 from moescope.edits.files import INDEX, Stored, copy_checkpoint, fill, is_float, multiply, tensors_of
+from moescope.edits.pruning import pruned_experts, require_prunable, write_pruned
 from moescope.edits.recipe import Recipe
 from moescope.errors import MoescopeError, RefusedError
 
@@ -59,13 +60,15 @@ class Written:
 
     Attributes:
         path: its folder.
-        changes: what differs from the source.
+        changes: what differs from the source; empty where experts were pruned, which changes names and shapes.
+        pruned: experts that went, by site key.
         proof: live against written on real prompts; None where it was not asked for.
     """
 
     path: Path
     changes: list[Change]
     proof: Proof | None
+    pruned: dict[str, list[int]] = field(default_factory=dict)
 
 
 def plan(recipe: Recipe, source: str | Path, *, approximate: bool = False) -> list[Change]:
@@ -80,14 +83,12 @@ def plan(recipe: Recipe, source: str | Path, *, approximate: bool = False) -> li
         MoescopeError: no such checkpoint, or an unknown layer or expert.
         RefusedError: an edit that a checkpoint cannot hold exactly; the reason is named.
     """
-    from moescope.hooks.loading import load_config, model_class, skeleton
-    from moescope.hooks.sites import discover
-
     folder = _folder(source)
-    config = load_config(str(folder))
-    hf = skeleton(model_class(config, trust_remote_code=False), config, str(folder))
-    sites, known = discover(hf), tensors_of(folder)
+    hf, sites = _skeleton(folder)
+    known = tensors_of(folder)
     recipe.require_consistent()
+    if pruned_experts(recipe, sites):
+        raise MoescopeError("Pruning changes the names and shapes of tensors; see `moescope.edits.pruned_experts`.")
     changes: list[Change] = []
     for edit in recipe.edits:
         site = _site(sites, edit)
@@ -135,11 +136,18 @@ def write(
         raise MoescopeError(f"{target} already exists; choose another folder for the edited checkpoint.")
     if target.resolve().is_relative_to(folder.resolve()):
         raise MoescopeError("The edited checkpoint cannot lie inside its source.")
-    changes = plan(recipe, folder, approximate=approximate)
+    hf, sites = _skeleton(folder)
+    gone = pruned_experts(recipe, sites)
+    if gone:
+        require_prunable(hf.config, sites, gone)
+    changes = [] if gone else plan(recipe, folder, approximate=approximate)
+    touched = {stored.file for stored in tensors_of(folder).values()} if gone else {c.tensor.file for c in changes}
     partial = target.with_name(f".{target.name}.writing-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        copy_checkpoint(folder, partial, {change.tensor.file for change in changes})
+        copy_checkpoint(folder, partial, touched, skip=bool(gone))
+        if gone:
+            write_pruned(hf, sites, gone, folder, partial)
         for change in changes:
             _apply(partial, change)
         recipe.save(partial / "recipe.yaml")
@@ -155,7 +163,17 @@ def write(
         raise MoescopeError(f"Cannot write {target}: {error.strerror or error}; nothing is left there.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Written(target, changes, proof)
+    return Written(target, changes, proof, gone)
+
+
+def _skeleton(folder: Path) -> tuple[Any, list[Site]]:
+    """The model without weights, and its MoE layers."""
+    from moescope.hooks.loading import load_config, model_class, skeleton
+    from moescope.hooks.sites import discover
+
+    config = load_config(str(folder))
+    hf = skeleton(model_class(config, trust_remote_code=False), config, str(folder))
+    return hf, discover(hf)
 
 
 def _folder(source: str | Path) -> Path:
@@ -194,7 +212,6 @@ def _changes(
         return [Change(c.tensor, c.entry, c.factor, c.value, exact=False) for c in changes]
     why = {
         "mask": "this family has no selection bias to mask it with; prune it from every layer alike, or zero it",
-        "prune": "pruning is not written yet by this function",
         "promote": "a checkpoint's bias changes the selection but not the score that becomes the weight",
         "demote": "a checkpoint's bias changes the selection but not the score that becomes the weight",
         "scale": f"scaling at the stage {getattr(edit, 'stage', '')!r} depends on the other scores of each token",
@@ -319,7 +336,8 @@ def _add_to_card(folder: Path, recipe: Recipe, changes: list[Change]) -> None:
     lines = "\n".join(
         f"- layer {e.layer}: {e.kind} {', '.join(map(str, getattr(e, 'expert', ())))}" for e in recipe.edits
     )
-    text = f"\n\n## Edited with MoEscope\n\n{lines}\n\n{len(changes)} tensor parts differ; `recipe.yaml` says how.\n"
+    what = f"{len(changes)} tensor parts differ" if changes else "Names and shapes of the experts' tensors differ"
+    text = f"\n\n## Edited with MoEscope\n\n{lines}\n\n{what}; `recipe.yaml` says how.\n"
     card.write_text(before + text, encoding="utf-8")
 
 

@@ -145,14 +145,16 @@ def _write(file: Path, start: int, values: np.ndarray) -> None:
         handle.write(values.tobytes())
 
 
-def copy_checkpoint(source: Path, out: Path, touched: Iterable[str]) -> None:
+def copy_checkpoint(source: Path, out: Path, touched: Iterable[str], *, skip: bool = False) -> None:
     """Copy a checkpoint folder: files that will be changed are copied, other shards are hard-linked where that works.
 
-    Pickles are left behind. Raises OSError where the disk is full.
+    Pickles are left behind, and with `skip` the files that will be written anew. Raises OSError where the disk is full.
     """
     changed = set(touched)
     for file in sorted(source.iterdir()):
         if not file.is_file() or file.suffix in PICKLES or file.name.startswith("."):
+            continue
+        if skip and file.name in changed:
             continue
         real, target = file.resolve(), out / file.name
         if file.suffix == ".safetensors" and file.name not in changed and _linked(real, target):

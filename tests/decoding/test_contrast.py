@@ -145,6 +145,8 @@ def test_problems_and_tuning(bundled: Model, tmp_path: Path) -> None:
     assert solved("<think> 1 </think> 47\nQuestion", "47", "</think>")
     assert not solved("<think> 47 </think> 48", "47", "</think>")
     assert not solved("", "47")
+    assert not solved("47", "47", "</think>")
+    assert solved("</think> 47\n\n</think> 48", "47", "</think>")
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps({"prompt": "a", "answer": "b"}) + "\n{}\n")
     with pytest.raises(ms.CorpusError, match="line 2"):
