@@ -20,6 +20,7 @@ from moescope.errors import MoescopeError
 from moescope.hooks import Model
 from moescope.hooks.interventions import Act, Live, Where
 
+CONFIGURED = ("MaxLengthCriteria", "EosTokenCriteria", "MaxTimeCriteria", "StopStringCriteria")
 SHOWN = 5  # most likely tokens kept of each distribution
 
 
@@ -126,7 +127,10 @@ class SelfContrast:
                 attention_mask=torch.cat([mask, mask]),
                 generation_config=plain,
                 logits_processor=processors,
-                stopping_criteria=given.get("stopping_criteria"),
+                # Those that the configuration asks for are made anew by the call.
+                stopping_criteria=[
+                    each for each in given.get("stopping_criteria") or [] if type(each).__name__ not in CONFIGURED
+                ],
                 return_dict_in_generate=False,
             )
         self.steps = chooser.steps

@@ -120,7 +120,7 @@ def sweep(
         part = effect(model, corpus, Recipe(edits), by=by, controls=controls, seed=seed, on_progress=shifted)
         done += int(part["tokens"].sum()) * (2 + controls)
         parts.append(part)
-    whole = xr.concat(parts, xr.DataArray(list(factors), dims="factor", name="factor"), combine_attrs="override")
+    whole: Any = xr.concat(parts, xr.DataArray(list(factors), dims="factor", name="factor"), combine_attrs="override")
     whole.attrs |= {"analysis": "sweep", "edits": describe(recipe), "table": "factor, label"}
     return whole
 
@@ -145,7 +145,7 @@ def matched(recipe: Recipe, model: Model, rng: np.random.Generator) -> Recipe:
         chosen = rng.choice(rest, len(experts), replace=False)
         drawn[layer] = dict(zip(sorted(experts), map(int, chosen), strict=True))
     edits = [
-        edit.model_copy(update={"expert": tuple(drawn[edit.layer][expert] for expert in edit.expert)})
+        edit.model_copy(update={"expert": tuple(drawn[edit.layer][expert] for expert in getattr(edit, "expert", ()))})
         for edit in recipe.edits
     ]
     return Recipe(edits, config_hash=recipe.config_hash, note="random control")
