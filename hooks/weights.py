@@ -391,13 +391,14 @@ def _of_modules(experts: nn.Module, facts: Facts, reasons: list[str]) -> Iterato
     yield _Layout("experts apart", first, down, phi, _same, len(by_number), *pair)
 
 
+def _named(hook: Callable[[str, Any, torch.Tensor], Any], name: str) -> Callable[..., Any]:
+    return lambda module, args, output: hook(name, args, output)
+
+
 @contextmanager
 def _hooked(modules: dict[str, nn.Linear], hook: Callable[[str, Any, torch.Tensor], Any]) -> Iterator[None]:
     """Forward hooks on named modules while inside."""
-    undo = [
-        part.register_forward_hook(lambda module, args, out, name=name: hook(name, args, out)).remove
-        for name, part in modules.items()
-    ]
+    undo = [part.register_forward_hook(_named(hook, name)).remove for name, part in modules.items()]
     try:
         yield
     finally:

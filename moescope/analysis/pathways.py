@@ -316,20 +316,20 @@ def expected_together(
     wanted = np.minimum(np.asarray(active, dtype=np.float64) / tokens, 1 - 1e-7)
     share = np.asarray(size, dtype=np.float64) / tokens
     start = wanted / (1 - wanted)
-    odds = start if odds is None else np.where(wanted > 0, np.where(odds > 0, odds, start), 0.0)
-    single = np.zeros(odds.size)
+    found: np.ndarray = start if odds is None else np.where(wanted > 0, np.where(odds > 0, odds, start), 0.0)
+    single = np.zeros(found.size)
     for _ in range(500):
-        single_inclusion(odds, share, single)
+        single_inclusion(found, share, single)
         if np.abs(single - wanted).max(initial=0.0) < ENOUGH:
             break
         with np.errstate(divide="ignore", invalid="ignore"):
             step = (wanted / (1 - wanted)) / (single / np.maximum(1 - single, 1e-12))
-        odds = np.where(wanted > 0, odds * step, 0.0)
-        used = odds > 0
-        odds = odds / np.exp(np.log(odds[used]).mean()) if used.any() else odds
-    joint = np.zeros((odds.size, odds.size))
-    joint_inclusion(odds, share, joint)
-    return odds, joint
+        found = np.where(wanted > 0, found * step, 0.0)
+        used = found > 0
+        found = found / np.exp(np.log(found[used]).mean()) if used.any() else found
+    joint = np.zeros((found.size, found.size))
+    joint_inclusion(found, share, joint)
+    return found, joint
 
 
 def _diagonal(joint: np.ndarray) -> np.ndarray:
@@ -457,7 +457,8 @@ class _Walk:
     def __init__(
         self, store: Store, sites: list[Any], documents: np.ndarray | None, phase: Phase | None, seed: int
     ) -> None:
-        self.store, self.sites, self.documents, self.phase, self.seed = store, sites, documents, phase, seed
+        self.store, self.sites, self.documents, self.seed = store, sites, documents, seed
+        self.phase: Phase | None = phase
         self.missing = 0
 
     def routes(self, draw: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
