@@ -37,8 +37,8 @@ BLOCK_CELLS = 16_000_000
 """Cells (draws x source x target experts) of the null that are held at once: 128 MB in int64."""
 RESULT_CELLS = 60_000_000
 """Cells (pairs x source x target experts) beyond which a result is only the scores of each pair."""
-WORK = 4e9
-"""Slot pairs that the null may count by default: some ten seconds on one core."""
+WORK = 2e9
+"""Slot pairs that the null may count by default: some seconds on one core."""
 
 NULL = {
     "rotate": (
@@ -174,7 +174,8 @@ def affinity(
         pairs: "neighbours" (default), "all" pairs of a layer and a later one, or a list of (source, target) layers or
             of "source-target" strings, in any direction.
         null: "rotate" or "shuffle".
-        permutations: draws of the null; 0 for values alone. By default 200, fewer (at least 19) where that takes long.
+        permutations: draws of the null; 0 for values alone. By default at least 200, as many as it takes for a single
+            transition to reach q <= 0.05, at most 5000, fewer (at least 19) where that takes long.
         seed: of the draws. They are the same whichever way the store is cut into shards.
         where: label -> value(s), documents to keep.
         phase: "prefill" or "decode"; both if None.
@@ -208,8 +209,7 @@ def affinity(
     if not any(measured["total"] for measured in observed):
         raise MoescopeError("No token with both layers of any pair is left: nothing to count.")
     if permutations is None:
-        slots = [1 if ranks == "top1" else a.top_k * b.top_k for a, b in sites]
-        permutations = int(np.clip(WORK / max(store.n_tokens * sum(slots), 1), 19, 200))
+        permutations = _enough_draws(store, sites, ranks, cells)
     how = _Draws(ranks, null, permutations, seed, documents, phase)
     drawn = _draw_null(store, sites, tables, how) if permutations else []
     attrs = provenance(
@@ -273,6 +273,15 @@ def affinity_from_counts(
         p_mi=("pair", p),
         q_mi=("pair", _adjusted(p)),
     )
+
+
+def _enough_draws(store: Store, sites: list[tuple[Any, Any]], ranks: Ranks, cells: bool) -> int:
+    """Draws that let one transition reach q <= 0.05 (alone among m tests it has q = m p), within what takes seconds."""
+    tests = sum(a.n_experts * b.n_experts for a, b in sites) if cells else len(sites)
+    slots = sum(1 if ranks == "top1" else a.top_k * b.top_k for a, b in sites)
+    wanted = np.clip(tests / 0.05, 200, 5000)
+    # A cell of a draw takes some four times a slot pair: its logarithm.
+    return int(max(19, min(wanted, WORK / max(store.n_tokens * slots, 1), WORK / (4 * tests))))
 
 
 def mutual_information(table: Float[np.ndarray, "source target"]) -> float:
