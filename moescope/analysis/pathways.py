@@ -183,7 +183,7 @@ def coactivation(
     Args:
         store: an open store with the routing tier.
         definition: "paper" counts all pairs of the top-k, "code" (the released script) only pairs whose ranks follow
-            one another, and divides by all the expert's tokens.
+            one another, and divides by all the expert's tokens (expected: the same sets with ranks in random order).
         layers: model layer indices; all MoE layers if None.
         groups: groups of whole documents behind the intervals.
         where, phase: filters, as in `analysis.load`.

@@ -216,7 +216,7 @@ def affinity(
         store,
         analysis="affinity",
         ranks=ranks,
-        pairs=pairs if pairs is None or isinstance(pairs, str) else pair_names(sites),
+        pairs=pairs if isinstance(pairs, str) else "neighbours" if pairs is None else pair_names(sites),
         where=where,
         phase=phase,
         permutations=permutations,

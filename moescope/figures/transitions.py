@@ -169,13 +169,15 @@ def paths(result: xr.Dataset, level: float = 0.05, most: int = 40) -> go.Figure:
         level: paths with p at most this stand in colour (all of them where there was no control).
         most: paths to draw, the most used first.
     """
-    bands = [_path_bands(result, level, most), _transition_bands(result)]
+    sankeys: list[Any] = [
+        _sankey(result, *bands) for bands in (_path_bands(result, level, most), _transition_bands(result))
+    ]
     figure = go.Figure()
-    for place, band in enumerate(bands):
-        figure.add_trace(_sankey(result, *band))
-        figure.data[place].visible = place == 0
+    for place, sankey in enumerate(sankeys):
+        sankey.visible = place == 0
+        figure.add_trace(sankey)
     steps = result.sizes["step"]
-    fullest = max(max(np.unique(band.node.x, return_counts=True)[1]) for band in figure.data)
+    fullest = max(max(np.unique(sankey.node.x, return_counts=True)[1]) for sankey in sankeys)
     for step in range(steps):
         figure.add_annotation(
             text=f"layer {int(result['layer'].values[step])}",
