@@ -84,9 +84,18 @@ def count_reordered(source, target, source_worth, target_worth, edge, document, 
         first: number of the draw that `count[0]` is for.
         count: [draw, source expert, target expert] int64, added to in place.
     """
-    order = np.empty(source.shape[0], dtype=np.int64)
+    order = np.empty(source.shape[0], dtype=np.int32)
+    single = source.shape[1] == 1 and target.shape[1] == 1
     for draw in range(count.shape[0]):
         reorder_runs(edge, document, sequence, seed, first + draw, shuffle, order)
+        table = count[draw]
+        if single:
+            # The worth of a single rank is 1 for every `ranks`.
+            for row in range(source.shape[0]):
+                i, j = source[row, 0], target[order[row], 0]
+                if i >= 0 and j >= 0:
+                    table[i, j] += 1
+            continue
         for row in range(source.shape[0]):
             other = order[row]
             for a in range(source.shape[1]):
@@ -96,7 +105,7 @@ def count_reordered(source, target, source_worth, target_worth, edge, document, 
                 for b in range(target.shape[1]):
                     j = target[other, b]
                     if j >= 0:
-                        count[draw, i, j] += source_worth[a] * target_worth[b]
+                        table[i, j] += source_worth[a] * target_worth[b]
 
 
 @kernel
