@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from moescope.analysis.labelled import table
     from moescope.analysis.loads import balance, load, load_from_counts
     from moescope.analysis.outliers import super_experts, super_experts_from_maxima
+    from moescope.analysis.pathways import coactivation, coactivation_from_counts, paths
     from moescope.analysis.registry import ANALYSES, Analysis, Parameter
     from moescope.analysis.specialisation import npmi, npmi_from_counts, npmi_from_documents
     from moescope.analysis.summary import Finding, findings
+    from moescope.analysis.transitions import affinity, affinity_from_counts, transition_counts
 
 _HOME = {
     "PairCounts": "counts",
@@ -48,6 +50,12 @@ _HOME = {
     "Parameter": "registry",
     "super_experts": "outliers",
     "super_experts_from_maxima": "outliers",
+    "coactivation": "pathways",
+    "coactivation_from_counts": "pathways",
+    "paths": "pathways",
+    "affinity": "transitions",
+    "affinity_from_counts": "transitions",
+    "transition_counts": "transitions",
 }
 
 __all__ = [
@@ -57,7 +65,11 @@ __all__ = [
     "Finding",
     "PairCounts",
     "Parameter",
+    "affinity",
+    "affinity_from_counts",
     "balance",
+    "coactivation",
+    "coactivation_from_counts",
     "document_counts",
     "document_tokens",
     "examples",
@@ -67,12 +79,14 @@ __all__ = [
     "npmi",
     "npmi_from_counts",
     "npmi_from_documents",
+    "paths",
     "super_experts",
     "super_experts_from_maxima",
     "table",
     "token_counts",
     "token_totals",
     "top_tokens",
+    "transition_counts",
 ]
 
 

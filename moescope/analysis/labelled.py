@@ -164,7 +164,11 @@ def table(result: xr.Dataset, dims: Sequence[str] | None = None) -> pd.DataFrame
     frame = pd.DataFrame(columns)
     if "exists" in result and {"layer", "expert"} <= set(wanted):
         rows, experts = index[wanted.index("layer")], index[wanted.index("expert")]
-        frame = frame.loc[result["exists"].values[rows, experts]]
+        there = result["exists"].values[rows, experts]
+        if "other" in wanted:  # pairs of experts of one layer: both must exist, and be two
+            others = index[wanted.index("other")]
+            there &= result["exists"].values[rows, others] & (experts != others)
+        frame = frame.loc[there]
     order = str(result.attrs.get("table_order"))
     if order in columns:
         frame = frame.sort_values(by=order, ascending=False, kind="stable", na_position="last")

@@ -10,7 +10,9 @@ import xarray as xr
 
 from moescope.analysis.loads import load
 from moescope.analysis.outliers import super_experts
+from moescope.analysis.pathways import coactivation, paths
 from moescope.analysis.specialisation import npmi
+from moescope.analysis.transitions import affinity
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,53 @@ ANALYSES: dict[str, Analysis] = {
                 _SEED,
             ),
             tier="outliers",
+        ),
+        Analysis(
+            name="affinity",
+            run=affinity,
+            figure="affinity",
+            help="Which experts of one layer are followed by which of another, beyond topics and runs?",
+            parameters=(
+                Parameter(
+                    "ranks", str, "top1", "first-ranked experts, all k x k, or weighted", ("top1", "all", "weighted")
+                ),
+                Parameter("pairs", str, None, "neighbours (default), all, or pairs such as 3-7", many=True),
+                Parameter("null", str, "rotate", "what moves one layer against the other", ("rotate", "shuffle")),
+                Parameter("permutations", int, None, "draws of the null (default: enough for the tests)"),
+                Parameter("cells", bool, True, "keep every transition, not only the scores of each pair"),
+                _PHASE,
+                _SEED,
+            ),
+            tier="routing",
+        ),
+        Analysis(
+            name="coactivation",
+            run=coactivation,
+            figure="coactivation",
+            help="Which experts of one layer are chosen together at the same token, beyond their loads?",
+            parameters=(
+                Parameter("definition", str, "paper", "all pairs of the top-k, or adjacent ranks", ("paper", "code")),
+                Parameter("groups", int, 20, "groups of documents behind the intervals"),
+                _LAYERS,
+                _PHASE,
+            ),
+            tier="routing",
+        ),
+        Analysis(
+            name="paths",
+            run=paths,
+            figure="paths",
+            help="Which paths through consecutive layers do tokens take, and how free are they?",
+            parameters=(
+                Parameter("layers", int, None, "consecutive MoE layers (default: the first few)", many=True),
+                Parameter("length", int, 4, "layers in the window"),
+                Parameter("top", int, 50, "paths to keep"),
+                Parameter("links", int, 30, "transitions to keep between each two layers"),
+                Parameter("draws", int, 19, "controls with rotated layers"),
+                _PHASE,
+                _SEED,
+            ),
+            tier="routing",
         ),
     )
 }

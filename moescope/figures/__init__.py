@@ -23,18 +23,34 @@ if TYPE_CHECKING:
     from moescope.figures.outliers import super_experts
     from moescope.figures.specialisation import npmi
     from moescope.figures.theme import dark, template
+    from moescope.figures.transitions import affinity, coactivation, paths
 
 _HOME = {
+    "affinity": "transitions",
+    "coactivation": "transitions",
     "effect": "effects",
     "expert_effects": "effects",
     "load": "loads",
     "npmi": "specialisation",
+    "paths": "transitions",
     "super_experts": "outliers",
     "dark": "theme",
     "template": "theme",
 }
 
-__all__ = ["dark", "draw", "effect", "expert_effects", "load", "npmi", "super_experts", "template"]
+__all__ = [
+    "affinity",
+    "coactivation",
+    "dark",
+    "draw",
+    "effect",
+    "expert_effects",
+    "load",
+    "npmi",
+    "paths",
+    "super_experts",
+    "template",
+]
 
 
 def draw(result: xr.Dataset) -> go.Figure:

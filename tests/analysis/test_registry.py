@@ -28,7 +28,9 @@ def test_parameters_are_those_of_the_function(entry, tmp_path):
     assert hasattr(figures, entry.figure)
     assert figures.draw(result).data
     table = analysis.table(result)
-    assert len(table) == 7 * (2 if "label" in table else 1)
+    # Layers of 4 and 3 experts: a row for each expert, each transition, each ordered pair in a layer, each path.
+    rows = {"affinity": 4 * 3, "coactivation": 4 * 3 + 3 * 2, "paths": 4 * 3}.get(entry.name, 7)
+    assert len(table) == rows * (2 if "label" in table else 1)
     json.loads(table.to_json(orient="records"))
     # Flat attributes: the result can be saved.
     assert all(isinstance(value, (str, int, float)) for value in result.attrs.values())
