@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -19,7 +19,7 @@ from moescope.analysis.placing import Counts, Plan, align, crossings, local_sear
 from moescope.analysis.replication import pack
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Float
 
 LARGEST = 15_000
 """Variables of ExFlow's program beyond which HiGHS is not started. At 28,000 (8 layers of 32 experts on 4 devices)
@@ -188,7 +188,7 @@ def balanced_clusters(
             LinearConstraint(csr_array(over), -np.inf, 0),
         ],
         integrality=np.append(ones, 0),
-        bounds=Bounds(np.append(np.zeros(n), bound), upper),
+        bounds=_bounds(np.append(np.zeros(n), bound), upper),
         options={"time_limit": max(time_limit - _since(begun), 0.01), "mip_rel_gap": CLOSE},
     )
     if answer.status == INFEASIBLE:
@@ -246,9 +246,9 @@ class _Program:
         matrix, low, high = zip(*rows, strict=True)
         return milp(
             cost,
-            constraints=LinearConstraint(vstack(matrix, format="csr"), np.concatenate(low), np.concatenate(high)),
+            constraints=_between(vstack(matrix, format="csr"), np.concatenate(low), np.concatenate(high)),
             integrality=integrality,
-            bounds=Bounds(np.zeros(self.size), upper),
+            bounds=_bounds(np.zeros(self.size), upper),
             options={"time_limit": time_limit, "mip_rel_gap": 0.0},
         )
 
@@ -291,7 +291,7 @@ class _Program:
         """Of the partners an expert has, all but those that fit on one device are crossed to."""
         for step, sides in enumerate(self.cells):
             for side, other in ((0, 1), (1, 0)):
-                expert: Int[np.ndarray, " cell"] = sides[side]
+                expert = sides[side]
                 width, most = self.widths[step + side], self.rooms[step + other][1]
                 cell = np.repeat(np.arange(expert.size), self.devices)
                 column = self.y_start[step] + np.arange(cell.size)
@@ -318,3 +318,13 @@ class _Program:
 
 def _since(begun: float) -> float:
     return time.perf_counter() - begun
+
+
+def _bounds(low: Any, high: Any) -> Bounds:
+    """Bounds by variable, which scipy takes and its types do not say."""
+    return Bounds(low, high)
+
+
+def _between(matrix: Any, low: Any, high: Any) -> LinearConstraint:
+    """Constraints by row, which scipy takes and its types do not say."""
+    return LinearConstraint(matrix, low, high)
