@@ -79,6 +79,15 @@ class Act:
     weights: torch.Tensor | None = None
     where: Where = Where()
 
+    def __str__(self) -> str:
+        said = [f"experts {', '.join(map(str, self.experts))}"] * bool(self.experts)
+        said += [f"x {self.factor:g} ({self.stage})"] * (self.kind == "scale")
+        said += [f"ranks {', '.join(map(str, self.ranks))}"] * bool(self.ranks)
+        said += [f"p {self.factor:g}"] * (self.kind == "top_p")
+        said += ["not renormalised"] * (self.kind in ("ranks", "top_p") and not self.renormalise)
+        said += [f"{name} {value}" for name, value in vars(self.where).items() if value is not None]
+        return f"{self.kind} {', '.join(said)}"
+
     @property
     def chooses(self) -> bool:
         """Whether it acts on the selection rather than on what was selected."""
@@ -110,6 +119,9 @@ class Live:
             _require_possible(model, key, some)
 
     def __enter__(self) -> Live:
+        said = [f"{key}: {act}" for key, some in self._acts.items() for act in some]
+        self._model.edits += said
+        self._undo.append(lambda: self._model.edits.__delitem__(slice(len(self._model.edits) - len(said), None)))
         try:
             self._undo.append(self._model.hf.register_forward_pre_hook(self._rows.see, with_kwargs=True).remove)
             for site in self._model.sites:

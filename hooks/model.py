@@ -42,6 +42,7 @@ class Model:
         revision: commit of its weights on the hub, where known.
         sites: its MoE layers that run on text.
         execution: what is out of the ordinary about how it runs, in words.
+        edits: what is edited now, inside `edited`, in words; a capture writes it down.
     """
 
     def __init__(self, hf: Any, tokenizer: Any, name: str, revision: str | None = None) -> None:
@@ -49,6 +50,7 @@ class Model:
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
+        self.edits: list[str] = []
         refuse_spread(hf)
         self.execution = unusual(hf)
         declared = discover(hf)

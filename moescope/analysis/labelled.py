@@ -116,6 +116,8 @@ def provenance(store: Store | None, **parameters: Any) -> dict[str, Any]:
             "model": manifest.model.name,
             "corpus": manifest.corpus.source,
         }
+        if manifest.settings.get("edits"):  # not the plain model's routing
+            found["edits"] = "; ".join(manifest.settings["edits"])
     return found | {name: _flat(value) for name, value in parameters.items()}
 
 

@@ -335,7 +335,7 @@ def manifest_of(
         activations=None if chosen is None else chosen.record,
         loss=loss,
         versions=versions | {"python": platform.python_version()},
-        settings=settings,
+        settings=settings | ({"edits": list(model.edits)} if model.edits else {}),
         self_check={**model.check.as_dict(), "execution": model.execution},
     )
 

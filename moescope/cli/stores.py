@@ -55,6 +55,8 @@ def info(store: StorePath, json: Json = False) -> None:
     screen.say(f"model   {model.name} ({model.architecture}, {model.n_parameters:,} parameters{active}, {model.dtype})")
     screen.say(f"corpus  {corpus.source}; labels: {', '.join(corpus.labels) or 'none'}; context {corpus.max_length}")
     screen.say(f"tiers   {', '.join(manifest.tiers)}{', loss' if manifest.loss else ''}; captured {manifest.created}")
+    for edit in manifest.settings.get("edits", []):
+        screen.say(f"edited  {edit}")
     screen.table(
         ("layer", "experts", "active", "score", "weights", "slots ranked by"),
         [(s.key, s.n_experts, s.top_k, s.score_function, s.weight_dtype, s.rank_by) for s in opened.sites],

@@ -12,7 +12,7 @@ import xarray as xr
 
 import moescope as ms
 from moescope.edits import Demote, Mask, Promote, Prune, Recipe, Route, Rows, Scale, Zero
-from tests.capturing.texts import model
+from tests.capturing.texts import model, rows
 
 EDITS = [
     Scale(layer=1, expert=3, factor=64.0, stage="logit"),
@@ -94,6 +94,19 @@ def test_edited_is_live_inside_the_block_alone() -> None:
         assert torch.equal(run(), before)
     assert not torch.equal(inside, before)
     assert torch.equal(live, masked)
+
+
+def test_a_capture_under_edits_says_so(tmp_path: Path) -> None:
+    recipe = Recipe([Mask(layer=1, expert=[0, 5]), Scale(layer=2, expert=3, factor=2.0, rows=Rows(phase="prefill"))])
+    with model().edited(recipe):
+        store = ms.capture(model(), ms.Corpus(rows(4)), tmp_path / "edited", ["routing"])
+    assert store.manifest.settings["edits"] == [
+        "L001: mask experts 0, 5", "L002: scale experts 3, x 2 (weight), phase prefill",
+    ]  # fmt: skip
+    assert not set(np.unique(store.routing(1).expert)) & {0, 5}
+    assert model().edits == []
+    plain = ms.capture(model(), ms.Corpus(rows(4)), tmp_path / "plain", ["routing"])
+    assert "edits" not in plain.manifest.settings
 
 
 def result(values: np.ndarray, **more: Any) -> xr.Dataset:
