@@ -1,0 +1,355 @@
+"""Maps: experts, or tokens, as points in a plane, near each other where they are alike; with how far the map can be
+trusted.
+
+Source: UMAP (arXiv 1802.03426), by umap-learn; trustworthiness as Venna & Kaski (2001) define it, by scikit-learn.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from moescope.analysis.counts import document_counts, labelling, sites_of, token_counts, token_totals
+from moescope.analysis.labelled import PADDING, LayerAxis, provenance
+from moescope.analysis.similarities import Layers, axis_of, layers_of
+from moescope.errors import MoescopeError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    from moescope.store import Store
+
+By = Literal["profile", "tokens", "outputs", "gate"]
+
+FEWEST = 6
+"""Points below which there is nothing to lay out."""
+QUALITY = (
+    "trustworthiness: the share, less a penalty, of a point's neighbours on the map that are its neighbours in the "
+    "features too; 1 all of them. Beside it that of the same points dealt anew over the map (chance) and of the first "
+    "two principal components. Distances between far groups, and their sizes, mean nothing on a UMAP"
+)
+FEATURES = {
+    "profile": "square roots of the shares of an expert's selections by label, as if all labels had as many tokens",
+    "tokens": "square roots of the shares of an expert's selections that each of the most frequent token ids makes",
+    "outputs": "an expert's mean output, less the mean of its layer, at length one",
+    "gate": "an expert's router row, less the mean of its layer, at length one",
+    "token": "square roots of the shares of a token id's selections that go to each expert, all layers side by side",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Points in a plane and how true they are to what they stand for.
+
+    Attributes:
+        points: [n, 2].
+        trustworthiness: of the map; chance: of its points dealt anew; pca: of the first two principal components.
+        neighbours: how many neighbours both the map and its trustworthiness look at.
+    """
+
+    points: Float[np.ndarray, "point 2"]
+    trustworthiness: float
+    chance: float
+    pca: float
+    neighbours: int
+
+
+def lay_out(
+    features: Float[np.ndarray, "point feature"], neighbours: int = 15, min_dist: float = 0.1, seed: int = 0
+) -> Layout:
+    """UMAP of the rows, Euclidean, begun from their first two principal components; the same for the same seed.
+
+    Args:
+        features: one finite row per point.
+        neighbours: of each point that the map tries to keep; fewer where there are few points.
+        min_dist: how tightly points may be packed.
+        seed: of the optimisation.
+
+    Raises:
+        MoescopeError: too few points, values that are not finite, all points alike, or umap-learn is not installed.
+    """
+    rows = np.asarray(features, dtype=np.float64)
+    if rows.ndim != 2 or len(rows) < FEWEST:
+        raise MoescopeError(f"A map needs at least {FEWEST} points with features; got {len(rows)}.")
+    if not np.isfinite(rows).all():
+        raise MoescopeError("A map needs finite features: leave points without them out.")
+    centred = rows - rows.mean(axis=0)
+    if np.abs(centred).max(initial=0) <= 1e-12 * max(np.abs(rows).max(initial=0), 1e-300):
+        raise MoescopeError("All points have the same features: there is nothing to lay out.")
+    umap, trust = _libraries()
+    near = int(min(neighbours, (len(rows) - 1) // 2))
+    start = _components(centred)
+    rng = np.random.default_rng(seed)
+    # UMAP scales its start to the range of each axis: features of one dimension need something to scale on the other.
+    begin = np.where(np.ptp(start, axis=0) > 1e-9, start, rng.normal(size=start.shape))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own choices of threads and of small graphs
+        model = umap.UMAP(
+            n_neighbors=max(2, near), min_dist=min_dist, random_state=seed, n_jobs=1, init=begin.astype(np.float32),
+        )  # fmt: skip
+        points = np.asarray(model.fit_transform(rows), dtype=np.float64)
+    dealt = rng.permutation(len(points))
+    true, chance, pca = (float(trust(rows, where, n_neighbors=near)) for where in (points, points[dealt], start))
+    return Layout(points, true, chance, pca, near)
+
+
+def expert_map(
+    store: Store,
+    by: By = "profile",
+    label: str | None = None,
+    rows: Layers | None = None,
+    layers: Sequence[int] | None = None,
+    vocabulary: int = 500,
+    neighbours: int = 15,
+    min_dist: float = 0.1,
+    seed: int = 0,
+) -> xr.Dataset:
+    """A map of the experts of a store.
+
+    How to read it: experts that stand together are alike in what the map is of (`attrs["features"]`), across layers
+    too. Look at `trustworthiness` first: a map near `trustworthiness_chance` shows nothing, and a plain projection is
+    better where `trustworthiness_pca` is higher.
+
+    Args:
+        store: an open store.
+        by: "profile" (for which labels it is selected), "tokens" (for which token ids), "outputs" (what it gives out on
+            average; needs the activations tier with outputs) or "gate" (its router row; needs `rows`).
+        label: for "profile", the document label; the store's first if None.
+        rows: for "gate", by layer [E, R] or what `expert_weights` gives.
+        layers: model layer indices; all that have these features if None.
+        vocabulary: for "tokens", how many of the most frequent token ids.
+        neighbours, min_dist, seed: as in `lay_out`.
+
+    Returns:
+        As `expert_map_from_features`.
+
+    Raises:
+        MoescopeError: what the map needs is not there, or too few experts have it.
+    """
+    if by not in ("profile", "tokens", "outputs", "gate"):
+        raise MoescopeError('`by` is "profile", "tokens", "outputs" or "gate".')
+    if by == "gate":
+        if rows is None:
+            raise MoescopeError(
+                "A store holds no router rows: give `rows`, by layer, from expert_weights of the model."
+            )
+        held = {int(layer): np.asarray(getattr(given, "router", given)) for layer, given in layers_of(rows)}
+        wanted = held if layers is None else {layer: held[layer] for layer in layers if layer in held}
+        found, axis = {layer: _centred_unit(table) for layer, table in wanted.items()}, None
+    else:
+        sites = sites_of(store, layers)
+        if by == "outputs":
+            record = store.manifest.activations
+            if record is None or "outputs" not in record.kinds:
+                raise MoescopeError(
+                    'This store keeps no expert outputs: capture it with activations=ms.Activations(["outputs"], ...).'
+                )
+            sites = [site for site in sites if site.key in record.sites]
+        label = label or (store.labels[0] if store.labels else None)
+        found = dict(enumerate(_features(store, sites, by, label, vocabulary)))
+        axis = LayerAxis.of_sites(sites)
+    attrs = provenance(store, by=by, label=label if by == "profile" else None, vocabulary=vocabulary)
+    return _expert_map(found, axis, attrs | {"features": FEATURES[by]}, neighbours, min_dist, seed)
+
+
+def expert_map_from_features(
+    features: Mapping[int, Float[np.ndarray, "expert feature"]],
+    neighbours: int = 15,
+    min_dist: float = 0.1,
+    seed: int = 0,
+) -> xr.Dataset:
+    """A map of experts from any features of them, as they are.
+
+    Args:
+        features: by model layer index, [E, F]; NaN rows for experts that have none.
+        neighbours, min_dist, seed: as in `lay_out`.
+
+    Returns:
+        Dataset with dims (layer, expert): x, y (NaN where an expert has no features), exists; and ():
+        trustworthiness, trustworthiness_chance, trustworthiness_pca, points.
+
+    Raises:
+        MoescopeError: layers with different numbers of features, or what `lay_out` raises.
+    """
+    attrs = provenance(None, by="features") | {"features": "as given"}
+    return _expert_map(dict(features), None, attrs, neighbours, min_dist, seed)
+
+
+def token_map(
+    store: Store,
+    layers: Sequence[int] | None = None,
+    min_count: int = 20,
+    most: int = 2000,
+    neighbours: int = 15,
+    min_dist: float = 0.1,
+    seed: int = 0,
+) -> xr.Dataset:
+    """A map of token ids by the experts they are sent to.
+
+    How to read it: ids that stand together are routed alike, in all the layers asked for. A rare id's shares are noise:
+    raise `min_count` if the rare ones (`count`) form a cloud of their own.
+
+    Args:
+        store: an open store with the routing tier.
+        layers: model layer indices; all MoE layers if None.
+        min_count: occurrences below which an id is left out.
+        most: at most so many ids, the most frequent ones.
+        neighbours, min_dist, seed: as in `lay_out`.
+
+    Returns:
+        Dataset with dims (token): x, y, count; coordinates token (id) and text; and (): trustworthiness,
+        trustworthiness_chance, trustworthiness_pca, points.
+
+    Raises:
+        MoescopeError: too few token ids occur so often.
+    """
+    sites = sites_of(store, layers)
+    name, size = token_totals(store)
+    order = np.argsort(-size, kind="stable")
+    chosen = np.sort(name[order[size[order] >= min_count][:most]])
+    if chosen.size < FEWEST:
+        raise MoescopeError(f"Only {chosen.size} token ids occur {min_count} times: lower `min_count`.")
+    blocks = []
+    for site in sites:
+        pairs = token_counts(store, site)
+        place = np.searchsorted(chosen, pairs.group).clip(max=chosen.size - 1)
+        here = chosen[place] == pairs.group
+        table = np.zeros((chosen.size, site.n_experts))
+        table[place[here], pairs.expert[here]] = pairs.count[here]
+        blocks.append(np.sqrt(table / np.maximum(table.sum(axis=1, keepdims=True), 1)))
+    layout = lay_out(np.concatenate(blocks, axis=1) / np.sqrt(len(blocks)), neighbours, min_dist, seed)
+    texts = store.vocabulary()
+    attrs = provenance(store, layers=None if layers is None else list(layers), min_count=min_count, most=most) | {
+        "features": FEATURES["token"],
+        "table": "token",
+        "table_order": "count",
+    }
+    return xr.Dataset(
+        {
+            "x": ("token", layout.points[:, 0]),
+            "y": ("token", layout.points[:, 1]),
+            "count": ("token", size[np.searchsorted(name, chosen)]),
+        }
+        | _quality(layout),
+        coords={
+            "token": chosen,
+            "text": ("token", np.array([texts.get(int(token), "") for token in chosen], dtype=object)),
+        },
+        attrs=attrs | _attributes("token_map", layout, min_dist, seed),
+    )
+
+
+def _features(store: Store, sites: Sequence[Any], by: str, label: str | None, vocabulary: int) -> list[np.ndarray]:
+    if by == "outputs":
+        return [_mean_outputs(store, site) for site in sites]
+    if by == "profile":
+        if label is None:
+            raise MoescopeError('This store has no labels: make the map by="tokens".')
+        chosen = labelling(store, label)
+        if len(chosen.labels) < 3:
+            raise MoescopeError(
+                f'The label {label!r} has {len(chosen.labels)} values, which are no map: it needs 3, or by="tokens".'
+            )
+        code, tokens = chosen.spread(chosen.code), chosen.tokens_per_label
+        counts = [document_counts(store, site).by_label(code, len(chosen.labels)) / tokens for site in sites]
+    else:
+        name, size = token_totals(store)
+        kept = name[np.argsort(-size, kind="stable")[:vocabulary]]
+        column = np.full(int(name.max(initial=-1)) + 1, -1, dtype=np.int64)
+        column[kept] = np.arange(kept.size)
+        counts = [token_counts(store, site).by_label(column, kept.size) for site in sites]
+    with np.errstate(invalid="ignore"):
+        return [np.sqrt(count / count.sum(axis=1, keepdims=True)) for count in counts]
+
+
+def _mean_outputs(store: Store, site: Any) -> np.ndarray:
+    total, count = None, np.zeros(site.n_experts)
+    for shard in store.shards:
+        found = shard.activations("outputs", site.key)
+        if total is None:
+            total = np.zeros((site.n_experts, found.values.shape[1]))
+        np.add.at(total, found.expert, found.values.astype(np.float64))
+        count += np.bincount(found.expert, minlength=site.n_experts)
+    if total is None:
+        raise MoescopeError("The store holds no tokens yet.")
+    return _centred_unit(total / np.where(count > 0, count, np.nan)[:, None])
+
+
+def _expert_map(
+    features: dict[int, np.ndarray],
+    axis: LayerAxis | None,
+    attrs: dict[str, Any],
+    neighbours: int,
+    min_dist: float,
+    seed: int,
+) -> xr.Dataset:
+    tables = [np.asarray(table, dtype=np.float64) for table in features.values()]
+    if axis is None:
+        axis = axis_of([int(layer) for layer in features], [len(table) for table in tables])
+    if any(table.ndim != 2 for table in tables) or len({table.shape[1] for table in tables}) != 1:
+        raise MoescopeError("Experts of different layers need the same features, [expert, feature] for each layer.")
+    there = [np.isfinite(table).all(axis=1) for table in tables]
+    layout = lay_out(
+        np.concatenate([t[keep] for t, keep in zip(tables, there, strict=True)]), neighbours, min_dist, seed
+    )
+    edges = np.cumsum([0, *(int(keep.sum()) for keep in there)])
+    places = []
+    for row, keep in enumerate(there):
+        place = np.full((len(tables[row]), 2), np.nan)
+        place[keep] = layout.points[edges[row] : edges[row + 1]]
+        places.append(place)
+    whole = axis.pad(places)
+    cell = ("layer", "expert")
+    return xr.Dataset(
+        {"x": (cell, whole[..., 0]), "y": (cell, whole[..., 1]), "exists": (cell, axis.exists)} | _quality(layout),
+        coords=axis.coordinates(),
+        attrs=attrs
+        | _attributes("expert_map", layout, min_dist, seed)
+        | {"padding": PADDING, "table": "layer, expert", "table_order": "none"},
+    )
+
+
+def _quality(layout: Layout) -> dict[str, Any]:
+    return {
+        "trustworthiness": ((), layout.trustworthiness),
+        "trustworthiness_chance": ((), layout.chance),
+        "trustworthiness_pca": ((), layout.pca),
+        "points": ((), len(layout.points)),
+    }
+
+
+def _attributes(name: str, layout: Layout, min_dist: float, seed: int) -> dict[str, Any]:
+    return {
+        "analysis": name, "neighbours": layout.neighbours, "min_dist": min_dist, "seed": seed, "quality": QUALITY,
+    }  # fmt: skip
+
+
+def _centred_unit(table: np.ndarray) -> np.ndarray:
+    rows = np.asarray(table, dtype=np.float64)
+    rows = rows - np.nanmean(rows, axis=0, keepdims=True)
+    size = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(size > 0, size, np.nan)
+
+
+def _components(centred: np.ndarray) -> np.ndarray:
+    """The first two principal components, signs fixed, scaled as UMAP's own starts are."""
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    points = np.zeros((len(centred), 2))
+    points[:, : min(2, s.size)] = (u * s)[:, :2]
+    largest = points[np.abs(points).argmax(axis=0), [0, 1]]
+    points *= np.where(largest < 0, -1.0, 1.0)
+    return points * (10 / np.abs(points).max())
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        import umap  # pyright: ignore[reportMissingImports]
+        from sklearn.manifold import trustworthiness  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MoescopeError('Maps need umap-learn: pip install "moescope[maps]".') from error
+    return umap, trustworthiness
