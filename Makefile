@@ -21,8 +21,8 @@ install: $(READY) ## Install MoEscope and what its tests need into .venv
 demo: $(READY) ## Capture the bundled trained model on the bundled corpus, analyse it, say what was found
 	$(BIN)/moescope demo --out runs/demo
 
-test: $(READY) ## Run the tests
-	$(BIN)/python -m pytest
+test: $(READY) ## Run the tests, a process for each core
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(READY) ## Check format and style
 	$(BIN)/ruff format --check .

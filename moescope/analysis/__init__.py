@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from moescope.analysis.loads import balance, load, load_from_counts
     from moescope.analysis.outliers import super_experts, super_experts_from_maxima
     from moescope.analysis.pathways import coactivation, coactivation_from_counts, paths
-    from moescope.analysis.registry import ANALYSES, Analysis, Parameter
+    from moescope.analysis.question import Analysis, Parameter
+    from moescope.analysis.registry import ANALYSES
     from moescope.analysis.specialisation import npmi, npmi_from_counts, npmi_from_documents
     from moescope.analysis.summary import Finding, findings
     from moescope.analysis.transitions import affinity, affinity_from_counts, transition_counts
@@ -46,8 +47,8 @@ _HOME = {
     "npmi_from_counts": "specialisation",
     "npmi_from_documents": "specialisation",
     "ANALYSES": "registry",
-    "Analysis": "registry",
-    "Parameter": "registry",
+    "Analysis": "question",
+    "Parameter": "question",
     "super_experts": "outliers",
     "super_experts_from_maxima": "outliers",
     "coactivation": "pathways",

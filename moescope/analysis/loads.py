@@ -10,6 +10,7 @@ import xarray as xr
 
 from moescope.analysis.counts import Phase, document_counts, labelling, sites_of
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
+from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -239,3 +240,19 @@ def _dataset(
 def _share(values: Float[np.ndarray, "layer expert label"]) -> Float[np.ndarray, "layer expert label"]:
     with np.errstate(invalid="ignore", divide="ignore"):
         return values / np.nansum(values, axis=1, keepdims=True)
+
+
+LOAD_QUESTION = Analysis(
+    name="load",
+    run=load,
+    figure="load",
+    help="How often is each expert chosen, and how evenly is the work shared?",
+    parameters=(
+        Parameter("by", str, None, "a document label: load and balance for each of its values"),
+        LAYERS,
+        PHASE,
+        Parameter("draws", int, 400, "random draws behind the balance null"),
+        SEED,
+    ),
+    tier="routing",
+)

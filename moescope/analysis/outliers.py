@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
+from moescope.analysis.question import SEED, Analysis, Parameter
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -287,3 +288,18 @@ def _hidden(store: Store) -> Float[np.ndarray, " model_layer"] | None:
 
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
+
+
+SUPER_EXPERTS_QUESTION = Analysis(
+    name="super_experts",
+    run=super_experts,
+    figure="super_experts",
+    help="Which experts' outputs are outliers that form the massive activations?",
+    parameters=(
+        Parameter("definition", str, "paper", "the published text's rule or its code's", ("paper", "code")),
+        Parameter("ratio", float, 10.0, "times its layer's median an outlier must reach"),
+        Parameter("depth", int, None, "last model layer to pool (default: found from the store)"),
+        SEED,
+    ),
+    tier="outliers",
+)

@@ -16,6 +16,7 @@ from scipy.stats import false_discovery_control, t
 
 from moescope.analysis.counts import Phase, document_tokens, labelling, sites_of
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
+from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
 from moescope.analysis.transition_kernels import (
     count_coactive,
     count_transitions,
@@ -549,3 +550,34 @@ def _entropy(counts: np.ndarray) -> float:
 def _conditional_entropy(table: np.ndarray) -> float:
     """Entropy, in nats, of the target expert when the source expert is known."""
     return max(0.0, _entropy(table) - _entropy(table.sum(axis=1)))
+
+
+COACTIVATION_QUESTION = Analysis(
+    name="coactivation",
+    run=coactivation,
+    figure="coactivation",
+    help="Which experts of one layer are chosen together at the same token, beyond their loads?",
+    parameters=(
+        Parameter("definition", str, "paper", "all pairs of the top-k, or adjacent ranks", ("paper", "code")),
+        Parameter("groups", int, 20, "groups of documents behind the intervals"),
+        LAYERS,
+        PHASE,
+    ),
+    tier="routing",
+)
+PATHS_QUESTION = Analysis(
+    name="paths",
+    run=paths,
+    figure="paths",
+    help="Which paths through consecutive layers do tokens take, and how free are they?",
+    parameters=(
+        Parameter("layers", int, None, "consecutive MoE layers (default: the first few)", many=True),
+        Parameter("length", int, 4, "layers in the window"),
+        Parameter("top", int, 50, "paths to keep"),
+        Parameter("links", int, 30, "transitions to keep between each two layers"),
+        Parameter("draws", int, 19, "controls with rotated layers"),
+        PHASE,
+        SEED,
+    ),
+    tier="routing",
+)

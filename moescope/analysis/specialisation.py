@@ -16,6 +16,7 @@ from scipy.stats import false_discovery_control
 from moescope.analysis.counts import PairCounts, Phase, document_counts, labelling, sites_of
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.permutation import permutation_null
+from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -325,3 +326,26 @@ def _dataset(
         "table_order": "npmi",
     }
     return xr.Dataset(variables, coords=axis.coordinates() | {"label": labels}, attrs=attrs)
+
+
+NPMI_QUESTION = Analysis(
+    name="npmi",
+    run=npmi,
+    figure="npmi",
+    help="Which experts specialise in which label, beyond the luck of which documents were read?",
+    parameters=(
+        Parameter("by", str, None, "the document label (default: the store's first)"),
+        Parameter(
+            "permutations",
+            int,
+            None,
+            "random dealings of labels over documents (default: enough for the tests)",
+        ),
+        Parameter("alternative", str, "greater", "test for preference, or either way", ("greater", "two-sided")),
+        Parameter("correction", str, "bh", "q-values: Benjamini-Hochberg or -Yekutieli", ("bh", "by")),
+        LAYERS,
+        PHASE,
+        SEED,
+    ),
+    tier="routing",
+)

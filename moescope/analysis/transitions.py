@@ -21,6 +21,7 @@ from scipy.stats import chi2, false_discovery_control
 from moescope.analysis.counts import Phase, labelling
 from moescope.analysis.labelled import provenance
 from moescope.analysis.permutation import TIE
+from moescope.analysis.question import PHASE, SEED, Analysis, Parameter
 from moescope.analysis.transition_kernels import count_reordered, count_transitions
 from moescope.errors import MoescopeError, StoreError
 
@@ -681,3 +682,21 @@ def _n_log_n(counts: np.ndarray) -> float:
 
 def _joined(parts: list[np.ndarray], dtype: Any) -> np.ndarray:
     return np.concatenate([np.empty(0, dtype), *(part.astype(dtype) for part in parts)])
+
+
+AFFINITY_QUESTION = Analysis(
+    name="affinity",
+    run=affinity,
+    figure="affinity",
+    help="Which experts of one layer are followed by which of another, beyond topics and runs?",
+    parameters=(
+        Parameter("ranks", str, "top1", "first-ranked experts, all k x k, or weighted", ("top1", "all", "weighted")),
+        Parameter("pairs", str, None, "neighbours (default), all, or pairs such as 3-7", many=True),
+        Parameter("null", str, "rotate", "what moves one layer against the other", ("rotate", "shuffle")),
+        Parameter("permutations", int, None, "draws of the null (default: enough for the tests)"),
+        Parameter("cells", bool, True, "keep every transition, not only the scores of each pair"),
+        PHASE,
+        SEED,
+    ),
+    tier="routing",
+)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -48,22 +49,61 @@ def run(name: str | None, arguments: list[str], general_help: Callable[[], str])
 def _command(analysis: Analysis) -> Callable[..., None]:
     """A function with the analysis's parameters in its signature, which is what typer reads."""
 
-    def command(store: Path, **options: Any) -> None:
+    def command(**options: Any) -> None:
+        inputs = [_INPUTS[name].read(options.pop(name)) for name in analysis.inputs]
         outputs = {key: options.pop(key) for key in OUTPUTS}
         for file in (outputs["csv"], outputs["html"]):
             if file is not None and not file.absolute().parent.is_dir():
                 raise MoescopeError(f"There is no folder {file.parent} to write {file.name} into.")
         given = {key: value for key, value in options.items() if value is not None and value != []}
-        result = analysis.run(Store.open(store), **given)
+        result = analysis.run(*inputs, **given)
         _show(result, **outputs)
 
-    signature = [inspect.Parameter("store", inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                                   annotation=Annotated[Path, typer.Argument(help="Folder of a store.")])]  # fmt: skip
+    signature = [_argument(name) for name in analysis.inputs]
     signature += [_option(p.name, _type(p), p.default, _sentence(p)) for p in analysis.parameters]
     signature += [_option(key, *rest) for key, rest in OUTPUTS.items()]
     command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in signature}
     return command
+
+
+@dataclass(frozen=True)
+class _Input:
+    """How a face gives an analysis what it takes by position: the argument's type, its help, and who reads it."""
+
+    type: Any
+    help: str
+    read: Callable[[Any], Any]
+
+
+def _weights(model: str) -> Iterator[tuple[int, Any]]:
+    """Each layer's expert weights, one layer in memory at a time."""
+    from moescope.hooks import load
+    from moescope.hooks.weights import expert_weights
+
+    loaded = load(model)
+    for site in loaded.sites:
+        yield site.layer, expert_weights(loaded, site.key)
+
+
+_INPUTS = {
+    "store": _Input(Path, "Folder of a store.", Store.open),
+    "other": _Input(Path, "Folder of a second store of the same tokens.", Store.open),
+    "stores": _Input(
+        list[Path], "Folders of stores of the same tokens, in order.", lambda all: [*map(Store.open, all)]
+    ),
+    "weights": _Input(str, "Model whose weights are read: a short name, hub id or folder.", _weights),
+}
+
+
+def _argument(name: str) -> inspect.Parameter:
+    given = _INPUTS[name]
+    shown = "MODEL" if name == "weights" else name.upper()
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[given.type, typer.Argument(help=given.help, metavar=shown)],
+    )
 
 
 def _option(name: str, kind: Any, default: Any, text: str) -> inspect.Parameter:
