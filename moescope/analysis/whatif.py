@@ -237,7 +237,7 @@ def _token_values(
         scored, needed = weighted, experts_for(share, levels)
     else:
         p = router_shares(site, logits)
-        scored, needed = np.isfinite(p).all(axis=1), experts_for(p, levels)
+        scored, needed = np.isfinite(p.sum(axis=1)), experts_for(p, levels)
         order = np.argsort(-p, axis=1, kind="stable")[:, :k]
         top = np.cumsum(np.take_along_axis(p, order, axis=1), axis=1)
         ids = np.where(there, expert.astype(np.int64), -1)
