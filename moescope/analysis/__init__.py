@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from moescope.analysis.question import Analysis, Parameter
     from moescope.analysis.registry import ANALYSES
     from moescope.analysis.specialisation import npmi, npmi_from_counts, npmi_from_documents
+    from moescope.analysis.spreading import RayCluster, spread
     from moescope.analysis.summary import Finding, findings
     from moescope.analysis.transitions import affinity, affinity_from_counts, transition_counts
 
@@ -37,6 +38,8 @@ _HOME = {
     "Example": "contexts",
     "examples": "contexts",
     "top_tokens": "contexts",
+    "RayCluster": "spreading",
+    "spread": "spreading",
     "Finding": "summary",
     "findings": "summary",
     "table": "labelled",
@@ -66,6 +69,7 @@ __all__ = [
     "Finding",
     "PairCounts",
     "Parameter",
+    "RayCluster",
     "affinity",
     "affinity_from_counts",
     "balance",
@@ -81,6 +85,7 @@ __all__ = [
     "npmi_from_counts",
     "npmi_from_documents",
     "paths",
+    "spread",
     "super_experts",
     "super_experts_from_maxima",
     "table",

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from moescope.analysis.kernels import count_pairs, weigh_pairs
+from moescope.analysis.spreading import over_shards
 from moescope.errors import MoescopeError, StoreError
 
 if TYPE_CHECKING:
@@ -109,46 +111,75 @@ def document_counts(store: Store, site: Any, weighted: bool = False, phase: Phas
     Returns:
         PairCounts whose groups are document numbers. Missing slots are not counted.
     """
-    return _pairs(store, "document", site, weighted, phase)
+    return document_tables(store, [site], weighted, phase)[0]
+
+
+def document_tables(
+    store: Store, sites: Sequence[Any], weighted: bool = False, phase: Phase | None = None
+) -> list[PairCounts]:
+    """`document_counts` of several layers in one pass over the store."""
+    return _tables(store, "document", sites, weighted, phase)
 
 
 def token_counts(store: Store, site: Any, phase: Phase | None = None) -> PairCounts:
     """Selections of each expert of one layer by token id: PairCounts whose groups are token ids."""
-    return _pairs(store, "token_id", site, False, phase)
+    return token_tables(store, [site], phase)[0]
+
+
+def token_tables(store: Store, sites: Sequence[Any], phase: Phase | None = None) -> list[PairCounts]:
+    """`token_counts` of several layers in one pass over the store."""
+    return _tables(store, "token_id", sites, False, phase)
 
 
 def _group_sizes(store: Store, column: str, phase: Phase | None) -> tuple[np.ndarray, np.ndarray]:
     def compute() -> pa.Table:
-        parts = [
-            np.unique(group[group >= 0], return_counts=True)
-            for group in (_groups(shard, column, phase) for shard in store.shards)
-        ]
-        group, size = _merge_sizes(parts)
+        group, size = _merge_sizes(list(over_shards(store, _shard_sizes, column, phase)))
         return pa.table({column: group, "tokens": size})
 
     found = store.cached(f"{column}-tokens", compute, {"phase": phase or "all"})
     return found[column].to_numpy(), found["tokens"].to_numpy()
 
 
-def _pairs(store: Store, column: str, site: Any, weighted: bool, phase: Phase | None) -> PairCounts:
-    record = store.site(getattr(site, "key", site))
+def _tables(store: Store, column: str, sites: Sequence[Any], weighted: bool, phase: Phase | None) -> list[PairCounts]:
+    records = [store.site(getattr(site, "key", site)) for site in sites]
 
-    def compute() -> pa.Table:
-        parts = (_shard_pairs(shard, record, _groups(shard, column, phase), weighted) for shard in store.shards)
-        merged = merge_pairs(parts, record.n_experts)
-        columns = {column: merged.group, "expert": merged.expert, "count": merged.count}
-        return pa.table(columns if merged.weight is None else columns | {"weight": merged.weight})
+    @cache
+    def scanned() -> list[PairCounts]:
+        """All of these layers at once, as soon as one of them is not kept yet."""
+        parts = list(over_shards(store, _shard_tables, column, tuple(records), weighted, phase))
+        return [merge_pairs((part[place] for part in parts), record.n_experts) for place, record in enumerate(records)]
 
-    found = store.cached(
-        f"{column}-expert-{record.key}", compute, {"site": record.key, "weighted": weighted, "phase": phase or "all"}
-    )
-    return PairCounts(
-        group=found[column].to_numpy(),
-        expert=found["expert"].to_numpy(),
-        count=found["count"].to_numpy(),
-        weight=found["weight"].to_numpy() if weighted else None,
-        n_experts=record.n_experts,
-    )
+    def kept(place: int, record: Any) -> PairCounts:
+        def compute() -> pa.Table:
+            merged = scanned()[place]
+            columns = {column: merged.group, "expert": merged.expert, "count": merged.count}
+            return pa.table(columns if merged.weight is None else columns | {"weight": merged.weight})
+
+        params = {"site": record.key, "weighted": weighted, "phase": phase or "all"}
+        found = store.cached(f"{column}-expert-{record.key}", compute, params)
+        return PairCounts(
+            group=found[column].to_numpy(),
+            expert=found["expert"].to_numpy(),
+            count=found["count"].to_numpy(),
+            weight=found["weight"].to_numpy() if weighted else None,
+            n_experts=record.n_experts,
+        )
+
+    return [kept(place, record) for place, record in enumerate(records)]
+
+
+def _shard_sizes(shard: Any, column: str, phase: Phase | None) -> tuple[np.ndarray, np.ndarray]:
+    group = _groups(shard, column, phase)
+    return np.unique(group[group >= 0], return_counts=True)
+
+
+def _shard_tables(
+    shard: Any, column: str, records: Sequence[Any], weighted: bool, phase: Phase | None
+) -> list[PairCounts]:
+    names, index = np.unique(_groups(shard, column, phase), return_inverse=True)
+    if names.size and names[0] < 0:
+        names, index = names[1:], index - 1
+    return [_shard_pairs(shard, record, names, index, weighted) for record in records]
 
 
 def _groups(shard: Any, column: str, phase: Phase | None) -> Int[np.ndarray, " row"]:
@@ -161,11 +192,13 @@ def _groups(shard: Any, column: str, phase: Phase | None) -> Int[np.ndarray, " r
     return np.where(same, group, -1)
 
 
-def _shard_pairs(shard: Any, record: Any, group: Int[np.ndarray, " row"], weighted: bool) -> PairCounts:
-    """Pairs of one shard, counted densely over the groups that occur in it: at most rows x experts cells."""
-    names, index = np.unique(group, return_inverse=True)
-    if names.size and names[0] < 0:
-        names, index = names[1:], index - 1
+def _shard_pairs(shard: Any, record: Any, names: np.ndarray, index: np.ndarray, weighted: bool) -> PairCounts:
+    """Pairs of one shard, counted densely over the groups that occur in it: at most rows x experts cells.
+
+    Args:
+        names: [group] the groups of the shard, ascending.
+        index: [row] into `names`; -1 to leave the row out.
+    """
     fields = ["expert", "weight"] if weighted else ["expert"]
     if record.slots_can_miss:
         fields.append("valid")

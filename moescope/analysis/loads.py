@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from moescope.analysis.counts import Phase, document_counts, labelling, sites_of
+from moescope.analysis.counts import Phase, document_tables, labelling, sites_of
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
 from moescope.errors import MoescopeError
@@ -71,7 +71,7 @@ def load(
     sites = sites_of(store, layers)
     chosen = labelling(store, by, where, phase)
     code = chosen.spread(chosen.code)
-    tables = [document_counts(store, site, weighted=weighted, phase=phase) for site in sites]
+    tables = document_tables(store, sites, weighted, phase)
     axis = LayerAxis.of_sites(sites)
     n_labels = len(chosen.labels)
     count = axis.pad([table.by_label(code, n_labels) for table in tables])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
-from moescope.analysis.counts import document_counts, labelling, sites_of, token_counts, token_totals
+from moescope.analysis.counts import document_tables, labelling, sites_of, token_counts, token_tables, token_totals
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.similarities import Layers, axis_of, layers_of
 from moescope.errors import MoescopeError
@@ -256,13 +256,13 @@ def _features(store: Store, sites: Sequence[Any], by: str, label: str | None, vo
                 f'The label {label!r} has {len(chosen.labels)} values, which are no map: it needs 3, or by="tokens".'
             )
         code, tokens = chosen.spread(chosen.code), chosen.tokens_per_label
-        counts = [document_counts(store, site).by_label(code, len(chosen.labels)) / tokens for site in sites]
+        counts = [pairs.by_label(code, len(chosen.labels)) / tokens for pairs in document_tables(store, sites)]
     else:
         name, size = token_totals(store)
         kept = name[np.argsort(-size, kind="stable")[:vocabulary]]
         column = np.full(int(name.max(initial=-1)) + 1, -1, dtype=np.int64)
         column[kept] = np.arange(kept.size)
-        counts = [token_counts(store, site).by_label(column, kept.size) for site in sites]
+        counts = [pairs.by_label(column, kept.size) for pairs in token_tables(store, sites)]
     with np.errstate(invalid="ignore"):
         return [np.sqrt(count / count.sum(axis=1, keepdims=True)) for count in counts]
 

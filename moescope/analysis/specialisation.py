@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import false_discovery_control
 
-from moescope.analysis.counts import PairCounts, Phase, document_counts, labelling, sites_of
+from moescope.analysis.counts import PairCounts, Phase, document_tables, labelling, sites_of
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.permutation import permutation_null
 from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
@@ -79,7 +79,7 @@ def npmi(
     sites = sites_of(store, layers)
     chosen = labelling(store, by, where, phase)
     index = chosen.spread(np.arange(chosen.documents.size))
-    tables = [document_counts(store, site, phase=phase).regrouped(index) for site in sites]
+    tables = [pairs.regrouped(index) for pairs in document_tables(store, sites, phase=phase)]
     attrs = provenance(
         store,
         analysis="npmi",
