@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moescope.analysis.contexts import Example, examples, top_tokens
-    from moescope.analysis.counts import PairCounts, document_counts, document_tokens, token_counts, token_totals
+    from moescope.analysis.counts import document_counts, document_tokens, token_counts, token_totals
     from moescope.analysis.labelled import table
     from moescope.analysis.loads import balance, load, load_from_counts
     from moescope.analysis.outliers import super_experts, super_experts_from_maxima
+    from moescope.analysis.pairs import PairCounts
     from moescope.analysis.pathways import coactivation, coactivation_from_counts, paths
     from moescope.analysis.question import Analysis, Parameter
     from moescope.analysis.registry import ANALYSES
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from moescope.analysis.transitions import affinity, affinity_from_counts, transition_counts
 
 _HOME = {
-    "PairCounts": "counts",
+    "PairCounts": "pairs",
     "document_counts": "counts",
     "document_tokens": "counts",
     "token_counts": "counts",

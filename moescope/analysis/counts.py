@@ -7,7 +7,7 @@ kept in the store's own aggregates through `Store.cached`, where SQL can read th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,73 +16,16 @@ import numpy as np
 import pyarrow as pa
 
 from moescope.analysis.kernels import count_pairs, weigh_pairs
+from moescope.analysis.pairs import CELLS, PairCounts, PairSum
 from moescope.analysis.spreading import over_shards
 from moescope.errors import MoescopeError, StoreError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Int
 
     from moescope.store import Store
 
 Phase = Literal["prefill", "decode"]
-
-
-@dataclass(frozen=True)
-class PairCounts:
-    """How often each (group, expert) pair met in one MoE layer; sparse, sorted by group then expert.
-
-    Attributes:
-        group: [pair] int64; a document number or a token id.
-        expert: [pair] int32.
-        count: [pair] int64; tokens of the group at which the expert was selected.
-        weight: [pair] float64 sum of routing weights, or None if they were not asked for.
-        n_experts: how many experts the layer has, selected or not.
-    """
-
-    group: Int[np.ndarray, " pair"]
-    expert: Int[np.ndarray, " pair"]
-    count: Int[np.ndarray, " pair"]
-    weight: Float[np.ndarray, " pair"] | None
-    n_experts: int
-
-    @classmethod
-    def of_dense(cls, counts: Int[np.ndarray, "group expert"]) -> PairCounts:
-        """The sparse form of a dense table with rows for groups 0, 1, 2, ...; NaN columns at its end are no experts."""
-        dense = np.asarray(counts, dtype=np.float64)
-        present = np.flatnonzero(~np.isnan(dense).all(axis=0))
-        width = int(present[-1]) + 1 if present.size else 0
-        dense = np.nan_to_num(dense[:, :width])
-        if (dense < 0).any() or (dense != np.round(dense)).any():
-            raise MoescopeError("Selection counts must be whole numbers, 0 or more.")
-        group, expert = np.nonzero(dense)
-        return cls(group, expert.astype(np.int32), dense[group, expert].astype(np.int64), None, width)
-
-    def by_label(
-        self, label: Int[np.ndarray, " group"], n_labels: int, what: str = "count"
-    ) -> Float[np.ndarray, "expert label"]:
-        """Sums over groups: [expert, label] float64 of `count` or `weight`; groups labelled below 0 are left out."""
-        values = self.count if what == "count" else self.weight
-        if values is None:
-            raise MoescopeError("These counts were taken without weights: ask for `weighted=True`.")
-        of_pair = _look_up(label, self.group)
-        kept = of_pair >= 0
-        cell = self.expert[kept].astype(np.int64) * n_labels + of_pair[kept]
-        total = np.bincount(cell, weights=values[kept].astype(np.float64), minlength=self.n_experts * n_labels)
-        return total.reshape(self.n_experts, n_labels)
-
-    def regrouped(self, index_of_group: Int[np.ndarray, " group"]) -> PairCounts:
-        """The same counts with each group renamed to `index_of_group[group]`; groups renamed below 0 are left out."""
-        group = _look_up(index_of_group, self.group)
-        kept = group >= 0
-        weight = None if self.weight is None else self.weight[kept]
-        return PairCounts(group[kept], self.expert[kept], self.count[kept], weight, self.n_experts)
-
-
-def _look_up(table: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """`table[index]`, -1 beyond its end."""
-    if not table.size:
-        return np.full(index.shape, -1, dtype=np.int64)
-    return np.where(index < table.size, table[np.minimum(index, table.size - 1)], -1)
 
 
 def document_tokens(store: Store, phase: Phase | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -146,8 +89,7 @@ def _tables(store: Store, column: str, sites: Sequence[Any], weighted: bool, pha
     @cache
     def scanned() -> list[PairCounts]:
         """All of these layers at once, as soon as one of them is not kept yet."""
-        parts = list(over_shards(store, _shard_tables, column, tuple(records), weighted, phase))
-        return [merge_pairs((part[place] for part in parts), record.n_experts) for place, record in enumerate(records)]
+        return _scan(store, column, records, weighted, phase)
 
     def kept(place: int, record: Any) -> PairCounts:
         def compute() -> pa.Table:
@@ -173,13 +115,36 @@ def _shard_sizes(shard: Any, column: str, phase: Phase | None) -> tuple[np.ndarr
     return np.unique(group[group >= 0], return_counts=True)
 
 
-def _shard_tables(
-    shard: Any, column: str, records: Sequence[Any], weighted: bool, phase: Phase | None
-) -> list[PairCounts]:
+def _scan(store: Store, column: str, records: Sequence[Any], weighted: bool, phase: Phase | None) -> list[PairCounts]:
+    """Counts several layers, as many in one pass over the shards as `CELLS` allows."""
+    names, _ = _group_sizes(store, column, phase)
+    groups = int(names.max(initial=-1)) + 1
+    widest = max(record.n_experts for record in records)
+    at_once = max(1, CELLS // max(groups * widest, 1))
+    found = []
+    for first in range(0, len(records), at_once):
+        layers = tuple(records[first : first + at_once])
+        sums = [PairSum(groups, record.n_experts, weighted) for record in layers]
+        for part in over_shards(store, _shard_tables, column, layers, weighted, phase):
+            for total, (count, weight) in zip(sums, part.tables, strict=True):
+                total.add(part.names, count, weight)
+        found += [total.counts() for total in sums]
+    return found
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Dense tables of one shard: for each layer, counts [group, expert] and summed weights or None."""
+
+    names: Int[np.ndarray, " group"]
+    tables: list[tuple[np.ndarray, np.ndarray | None]]
+
+
+def _shard_tables(shard: Any, column: str, records: Sequence[Any], weighted: bool, phase: Phase | None) -> _Part:
     names, index = np.unique(_groups(shard, column, phase), return_inverse=True)
     if names.size and names[0] < 0:
         names, index = names[1:], index - 1
-    return [_shard_pairs(shard, record, names, index, weighted) for record in records]
+    return _Part(names, [_shard_table(shard, record, names.size, index, weighted) for record in records])
 
 
 def _groups(shard: Any, column: str, phase: Phase | None) -> Int[np.ndarray, " row"]:
@@ -192,60 +157,27 @@ def _groups(shard: Any, column: str, phase: Phase | None) -> Int[np.ndarray, " r
     return np.where(same, group, -1)
 
 
-def _shard_pairs(shard: Any, record: Any, names: np.ndarray, index: np.ndarray, weighted: bool) -> PairCounts:
-    """Pairs of one shard, counted densely over the groups that occur in it: at most rows x experts cells.
-
-    Args:
-        names: [group] the groups of the shard, ascending.
-        index: [row] into `names`; -1 to leave the row out.
-    """
+def _shard_table(
+    shard: Any, record: Any, groups: int, index: Int[np.ndarray, " row"], weighted: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Counts [group, expert] of one layer of a shard, and summed weights; `index` is -1 where a row is left out."""
     fields = ["expert", "weight"] if weighted else ["expert"]
     if record.slots_can_miss:
         fields.append("valid")
     routing = shard.routing(record.key, fields=fields)
     valid = routing.valid if record.slots_can_miss else None
-    count = np.zeros((names.size, record.n_experts), dtype=np.int64)
+    count = np.zeros((groups, record.n_experts), dtype=np.int32)
     beyond = count_pairs(index, routing.expert, valid, count)
     if beyond:
         raise StoreError(
             f"{beyond} slots of layer {record.layer} name an expert beyond the {record.n_experts} it has: "
             "the store is damaged; run `moescope check` on it."
         )
-    row, expert = np.nonzero(count)
-    weight = None
-    if weighted:
-        total = np.zeros(count.shape, dtype=np.float64)
-        weigh_pairs(index, routing.expert, valid, routing.weight, total)
-        weight = total[row, expert]
-    return PairCounts(names[row], expert.astype(np.int32), count[row, expert], weight, record.n_experts)
-
-
-def merge_pairs(parts: Iterable[PairCounts], n_experts: int) -> PairCounts:
-    """Adds up pair counts of disjoint rows (shards, processes): the result does not depend on how the rows were cut."""
-    held = list(parts)
-    weighted = bool(held) and held[0].weight is not None
-    if not held:
-        empty = np.empty(0, dtype=np.int64)
-        return PairCounts(empty, empty.astype(np.int32), empty, None, n_experts)
-    group = np.concatenate([part.group for part in held])
-    expert = np.concatenate([part.expert for part in held]).astype(np.int64)
-    order = np.lexsort((expert, group))
-    group, expert = group[order], expert[order]
-    first = np.ones(group.size, dtype=bool)
-    first[1:] = (group[1:] != group[:-1]) | (expert[1:] != expert[:-1])
-    start = np.flatnonzero(first)
-    count = np.add.reduceat(np.concatenate([part.count for part in held])[order], start) if start.size else group
-    weight = None
-    if weighted:
-        values = np.concatenate([_weights(part) for part in held])[order]
-        weight = np.add.reduceat(values, start) if start.size else values
-    return PairCounts(group[start], expert[start].astype(np.int32), count.astype(np.int64), weight, n_experts)
-
-
-def _weights(part: PairCounts) -> np.ndarray:
-    if part.weight is None:
-        raise MoescopeError("Some parts were counted with weights and others without: count all of them one way.")
-    return part.weight
+    if not weighted:
+        return count, None
+    total = np.zeros(count.shape, dtype=np.float64)
+    weigh_pairs(index, routing.expert, valid, routing.weight, total)
+    return count, total
 
 
 def _merge_sizes(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moescope.analysis import counts
+from moescope.analysis import counts, pairs
 from moescope.errors import MoescopeError, StoreError
 from tests.analysis.made_stores import random_truth, write
 
@@ -74,18 +74,39 @@ def test_merging_does_not_depend_on_the_cut():
     one = np.ones(200, dtype=np.int64)
 
     def part(rows):
-        return counts.PairCounts(group[rows], expert[rows], one[rows], one[rows] / 3, 5)
+        return pairs.PairCounts(group[rows], expert[rows], one[rows], one[rows] / 3, 5)
 
-    whole = counts.merge_pairs([part(slice(None))], 5)
+    whole = pairs.merge_pairs([part(slice(None))], 5)
     for cut in (1, 7, 199):
-        merged = counts.merge_pairs([part(slice(0, cut)), part(slice(cut, None))], 5)
+        merged = pairs.merge_pairs([part(slice(0, cut)), part(slice(cut, None))], 5)
         for name in ("group", "expert", "count"):
             np.testing.assert_array_equal(getattr(merged, name), getattr(whole, name))
         np.testing.assert_allclose(merged.weight, whole.weight)
     table = np.zeros((6, 5))
     np.add.at(table, (group, expert), 1)
     np.testing.assert_array_equal(dense(whole, 6), table)
-    assert counts.merge_pairs([], 5).count.size == 0
+    assert pairs.merge_pairs([], 5).count.size == 0
+
+
+@pytest.mark.parametrize("cells", [10**6, 7], ids=["dense, all layers at once", "sparse, a layer at a time"])
+def test_tables_do_not_depend_on_what_fits_in_memory(tmp_path, monkeypatch, cells):
+    made = random_truth(np.random.default_rng(8), 20, [6, 3], [2, 2], missing=0.2)
+    store = write(tmp_path / "s", made, [6, 3], {}, cuts=6, slots_can_miss=True)
+    monkeypatch.setattr(counts, "CELLS", cells)
+    monkeypatch.setattr(pairs, "CELLS", cells)
+    tables = counts.token_tables(store, store.sites) + counts.document_tables(store, store.sites, weighted=True)
+    groups = [made.token_id] * 2 + [made.document] * 2
+    for place, (table, group) in enumerate(zip(tables, groups, strict=True)):
+        layer = place % 2
+        valid, size = made.valid[layer], int(group.max()) + 1
+        expected, weight = np.zeros((size, (6, 3)[layer])), np.zeros((size, (6, 3)[layer]))
+        where = (np.repeat(group, 2)[valid.ravel()], made.expert[layer][valid])
+        np.add.at(expected, where, 1)
+        np.add.at(weight, where, made.weight[layer][valid])
+        np.testing.assert_array_equal(dense(table, size), expected)
+        assert (np.diff(table.group * 10 + table.expert) > 0).all()
+        if table.weight is not None:
+            np.testing.assert_allclose(table.weight, weight[table.group, table.expert])
 
 
 def test_an_id_beyond_the_layer_is_damage(tmp_path):
