@@ -100,7 +100,7 @@ class PairSum:
         """Adds counts (and weights) [group, expert] of the groups `names`, each named once."""
         if self._dense:
             self._count[names] += count
-            if self._weight is not None:
+            if self._weight is not None and weight is not None:
                 self._weight[names] += weight
             return
         row, expert = np.nonzero(count)
