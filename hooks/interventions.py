@@ -19,15 +19,16 @@ from moescope.errors import MoescopeError, RefusedError
 from moescope.hooks.call_reader import experts_arguments
 from moescope.hooks.choosing import GONE, Choosing, Wish
 from moescope.hooks.facts import Undo, flat
+from moescope.hooks.parts import replace_parts
 from moescope.hooks.readings import SiteReading, rank_and_summarise
-from moescope.hooks.sites import Site, expert_modules
+from moescope.hooks.sites import Site, expert_modules, plain_path
 from moescope.hooks.taps import Tap, Want
 from moescope.hooks.watching import LinearWatch, override_forward
 
 if TYPE_CHECKING:
     from moescope.hooks.model import Model
 
-Kind = Literal["scale", "mask", "remove", "zero", "promote", "demote", "ranks", "top_p", "patch"]
+Kind = Literal["scale", "mask", "remove", "zero", "promote", "demote", "ranks", "top_p", "patch", "replace"]
 Stage = Literal["logit", "score", "weight", "weight_renormalised"]
 
 
@@ -59,13 +60,14 @@ class Act:
             "remove" (the same, and no score is left of it, as if it were pruned), "zero" (selected, its output
             dropped), "promote" and "demote" (score above the best, below the worst; arXiv 2509.09660), "ranks" (only
             these ranks count), "top_p" (only the first ranks whose selection shares reach p), "patch" (ids and weights
-            given).
+            given), "replace" (other tensors in the place of the expert's own).
         experts: whose.
         factor: of "scale"; the p of "top_p".
         stage: of "scale": "logit", "score", "weight", "weight_renormalised" (weights keep their sum).
         ranks: of "ranks", from 0.
         renormalise: whether "ranks" and "top_p" keep the sum of a token's weights.
         ids, weights: of "patch": [rows, k] each, for the touched rows in order.
+        tensors: of "replace": by part of a parameter, see `parts.Part`.
         where: which rows.
     """
 
@@ -77,6 +79,7 @@ class Act:
     renormalise: bool = True
     ids: torch.Tensor | None = None
     weights: torch.Tensor | None = None
+    tensors: Mapping[str, torch.Tensor] | None = None
     where: Where = Where()
 
     def __str__(self) -> str:
@@ -146,7 +149,13 @@ class Live:
         ]
         if wishes:
             self._undo += self._choosing(site, wishes)
-        after = [act for act in acts if not act.chooses]
+        for act in acts:
+            if act.kind == "replace":
+                assert act.tensors is not None
+                _require_inside(site, act.tensors)
+                _ = self._model.weights_fingerprint  # kept from now on: it is the plain model's
+                self._undo += replace_parts(self._model.hf, act.tensors)
+        after = [act for act in acts if not act.chooses and act.kind != "replace"]
         if after:
             self._undo += PLACES[site.reader](self._model, site, after, self._rows)
 
@@ -176,6 +185,14 @@ class Live:
                 if act.chooses:
                     _require_acting(site, act, self._acted[site.key], model.semantics[site.key].score_function)
                     _require_obeyed(site, act, readings[site.key], self._rows.of(act.where)())
+
+
+def _require_inside(site: Site, tensors: Mapping[str, torch.Tensor]) -> None:
+    outside = [name for name in tensors if not name.startswith(plain_path(site.layer_path) + ".")]
+    if outside:
+        raise MoescopeError(
+            f"{outside[0]} does not belong to layer {site.layer}; the recipe's tensors are not its own."
+        )
 
 
 def _require_acting(site: Site, act: Act, acted: set[str], score_function: str | None) -> None:

@@ -27,14 +27,23 @@ def checkpoint_names(hf: nn.Module, name: str, known: Collection[str]) -> list[s
     """
     found: Any = dict(hf.named_parameters(remove_duplicate=False)) | dict(hf.named_buffers())
     empty = torch.empty_like(found[name], device="meta")
+    return [in_checkpoint(known, stored, name) for stored in reverted(hf, name, empty)]
+
+
+def reverted(hf: nn.Module, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A tensor of the model as its checkpoint holds it, by the checkpoint's names.
+
+    Raises:
+        RefusedError: transformers cannot convert it back.
+    """
     try:
-        said = list(revert_weight_conversion(hf, {name: empty}))  # pyright: ignore[reportArgumentType]
+        said: Any = revert_weight_conversion(hf, {name: tensor})  # pyright: ignore[reportArgumentType]
     except (RuntimeError, NotImplementedError, KeyError, ValueError) as error:
         raise RefusedError(f"transformers cannot say how {name} is stored in a checkpoint: {error}") from error
-    return [_in(known, stored, name) for stored in said]
+    return dict(said)
 
 
-def _in(known: Collection[str], stored: str, name: str) -> str:
+def in_checkpoint(known: Collection[str], stored: str, name: str) -> str:
     """The name as the checkpoint has it: a leading part may be there or not (`model.`, `language_model.`)."""
     if stored in known:
         return stored

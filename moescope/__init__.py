@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moescope import analysis, decoding, edits, effects, figures, report
     from moescope.capturing import Activations, CachedRun, Corpus, capture, capture_cache
-    from moescope.edits import Demote, Mask, Promote, Prune, Recipe, Route, Rows, Scale, Zero
+    from moescope.edits import Demote, Mask, Promote, Prune, Recipe, Replace, Route, Rows, Scale, Zero
     from moescope.errors import CorpusError, MoescopeError, RefusedError, StoreError
     from moescope.hooks import Model, load, wrap
     from moescope.store import Store, open
@@ -36,6 +36,7 @@ _HOMES = {
     "Prune": "moescope.edits",
     "Recipe": "moescope.edits",
     "RefusedError": "moescope.errors",
+    "Replace": "moescope.edits",
     "Route": "moescope.edits",
     "Rows": "moescope.edits",
     "Scale": "moescope.edits",
@@ -52,8 +53,8 @@ _MODULES = ("analysis", "decoding", "edits", "effects", "figures", "report")
 
 __all__ = [
     "Activations", "CachedRun", "Corpus", "CorpusError", "Demote", "Mask", "Model", "MoescopeError", "Promote",
-    "Prune", "Recipe", "RefusedError", "Route", "Rows", "Scale", "Store", "StoreError", "Zero", "analysis", "capture",
-    "capture_cache", "decoding", "edits", "effects", "figures", "load", "open", "report", "wrap",
+    "Prune", "Recipe", "RefusedError", "Replace", "Route", "Rows", "Scale", "Store", "StoreError", "Zero", "analysis",
+    "capture", "capture_cache", "decoding", "edits", "effects", "figures", "load", "open", "report", "wrap",
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moescope.edits.checkpoint import Change, Written, plan, write
-    from moescope.edits.edit import Demote, Edit, Mask, Promote, Prune, Route, Rows, Scale, Zero
+    from moescope.edits.edit import Demote, Edit, Mask, Promote, Prune, Replace, Route, Rows, Scale, Zero
     from moescope.edits.pruning import pruned_experts
     from moescope.edits.recipe import Recipe
 
@@ -25,6 +25,7 @@ _HOME = {
     "Promote": "edit",
     "Prune": "edit",
     "Recipe": "recipe",
+    "Replace": "edit",
     "Route": "edit",
     "Rows": "edit",
     "Scale": "edit",
@@ -36,8 +37,8 @@ _HOME = {
 }
 
 __all__ = [
-    "Change", "Demote", "Edit", "Mask", "Promote", "Prune", "Recipe", "Route", "Rows", "Scale", "Written",
-    "Zero", "plan", "pruned_experts", "write",
+    "Change", "Demote", "Edit", "Mask", "Promote", "Prune", "Recipe", "Replace", "Route", "Rows", "Scale",
+    "Written", "Zero", "plan", "pruned_experts", "write",
 ]  # fmt: skip
 
 

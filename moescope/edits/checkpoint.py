@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moescope.edits.edit import Scale
+from moescope.edits.edit import Replace, Scale
 from moescope.edits.files import INDEX, Stored, copy_checkpoint, fill, is_float, multiply, tensors_of
 from moescope.edits.pruning import pruned_experts, require_prunable, write_pruned
 from moescope.edits.recipe import Recipe
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from moescope.edits.proof import Proof
+    from moescope.edits.replacing import Content
     from moescope.hooks.sites import Site
 
 LAST = ("down_proj", "down_proj_bias", "w2", "fc2", "wo", "output_linear")
@@ -40,6 +41,7 @@ class Change:
         factor: it is multiplied by this; None where ``value`` replaces it.
         value: what replaces it.
         exact: whether the written model computes what the live edit does.
+        content: new numbers for all or some of the tensor, in place of a factor or a value.
     """
 
     tensor: Stored
@@ -47,9 +49,13 @@ class Change:
     factor: float | None = None
     value: float | None = None
     exact: bool = True
+    content: Content | None = None
 
     def __str__(self) -> str:
         part = "" if self.entry is None else f"[{self.entry}]"
+        if self.content is not None:
+            n = len(self.content.values)
+            return f"{self.tensor.file}: {self.tensor.name} {n:,} numbers{'' if self.exact else ' (rounded)'}"
         what = f"= {self.value:g}" if self.factor is None else f"× {self.factor:g}"
         return f"{self.tensor.file}: {self.tensor.name}{part} {what}{'' if self.exact else ' (approximate)'}"
 
@@ -103,6 +109,9 @@ def plan(recipe: Recipe, source: str | Path, *, approximate: bool = False) -> li
         wrong = [expert for expert in edit.expert if expert >= site.n_experts]
         if wrong:
             raise MoescopeError(f"Layer {edit.layer} has experts 0 to {site.n_experts - 1}, no expert {wrong[0]}.")
+        if isinstance(edit, Replace):
+            changes += _replaced(hf, known, recipe, edit, approximate)
+            continue
         for expert in edit.expert:
             changes += _changes(hf, site, known, edit, expert, approximate)
     return changes
@@ -150,7 +159,7 @@ def write(
             write_pruned(hf, sites, gone, folder, partial)
         for change in changes:
             _apply(partial, change)
-        recipe.save(partial / "recipe.yaml")
+        recipe.save(partial / "recipe.yaml", tensors=False)
         _add_to_card(partial, recipe, changes)
         proof = None
         if verify:
@@ -220,6 +229,24 @@ def _changes(
     raise RefusedError(
         f"Layer {edit.layer}, expert {expert}: a checkpoint cannot hold {edit.kind}: {why[edit.kind]}{hint}."
     )
+
+
+def _replaced(
+    hf: nn.Module, known: dict[str, Stored], recipe: Recipe, edit: Replace, approximate: bool
+) -> list[Change]:
+    from moescope.edits.replacing import contents
+
+    found = [
+        Change(stored, None, exact=not content.rounded, content=content)
+        for stored, content in contents(hf, known, recipe.tensors(edit))
+    ]
+    rounded = next((change.tensor for change in found if not change.exact), None)
+    if rounded is not None and not approximate:
+        raise RefusedError(
+            f"{rounded.name} is stored as {rounded.dtype}, which would round the recipe's tensors (--approximate "
+            "allows that)."
+        )
+    return found
 
 
 def _last_matrix(hf: nn.Module, site: Site, known: dict[str, Stored], expert: int, factor: float) -> list[Change]:
@@ -321,7 +348,11 @@ def _apply(folder: Path, change: Change) -> None:
         shape = shape[1:]
     stored = Stored(stored.name, stored.file, stored.dtype, shape, stored.start, stored.end)
     file = folder / stored.file
-    if change.factor is not None:
+    if change.content is not None:
+        from moescope.edits.replacing import overwrite
+
+        overwrite(file, stored, change.content)
+    elif change.factor is not None:
         multiply(file, stored, entry, change.factor)
     else:
         assert change.value is not None

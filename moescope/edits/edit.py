@@ -107,4 +107,23 @@ class Route(_Edit):
         return self
 
 
-Edit = Annotated[Scale | Mask | Zero | Prune | Promote | Demote | Route, Field(discriminator="kind")]
+class Replace(_OfExperts):
+    """Put other tensors in the place of these experts' own and, where the file holds it, of their layer's router.
+
+    The tensors lie in a safetensors file beside the recipe, by parameter: ``path``, or ``path[7]`` for one place along
+    the first dimension of a fused one. `Recipe.tensors` reads them, and refuses a file that is not the one meant.
+    """
+
+    kind: Literal["replace"] = "replace"
+    file: Annotated[str, Field(pattern=r"^[\w][\w.-]*\.safetensors$")]
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    """blake2b-128 of the file."""
+
+    @model_validator(mode="after")
+    def _everywhere(self) -> Replace:
+        if not self.rows.everywhere:
+            raise ValueError("tensors are replaced for all rows; leave out rows")
+        return self
+
+
+Edit = Annotated[Scale | Mask | Zero | Prune | Promote | Demote | Route | Replace, Field(discriminator="kind")]

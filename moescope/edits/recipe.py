@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from moescope.edits import suggested
-from moescope.edits.edit import Demote, Edit, Mask, Promote, Prune, Zero
+from moescope.edits.edit import Demote, Edit, Mask, Promote, Prune, Replace, Zero
 from moescope.edits.suggested import Silence, Stage
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
+    import torch
     import xarray as xr
 
     from moescope.edits.checkpoint import Written
@@ -44,6 +45,8 @@ class Recipe(BaseModel):
     config_hash: str | None = None
     suggested_by: dict[str, Any] = Field(default_factory=dict)
     note: str = ""
+    _held: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _folder: Path | None = PrivateAttr(default=None)
 
     def __init__(self, edits: Iterable[Any] = (), /, **more: Any) -> None:
         given = more.pop("edits", None)
@@ -58,7 +61,7 @@ class Recipe(BaseModel):
         Raises:
             MoescopeError: another model's recipe, an unknown layer, or edits that contradict each other.
         """
-        from moescope.hooks.interventions import Where
+        from moescope.hooks.interventions import Act, Where
 
         if self.config_hash is not None and self.config_hash != model.config_hash:
             raise MoescopeError(
@@ -76,7 +79,10 @@ class Recipe(BaseModel):
                 keys = ", ".join(site.key for site in sites)
                 raise MoescopeError(f"Layer {edit.layer} has several routers; name one: {keys}.")
             where = Where(edit.rows.batch, edit.rows.positions, edit.rows.phase)
-            act = _act(edit, where, model.semantics[sites[0].key].top_k)
+            if isinstance(edit, Replace):
+                act = Act("replace", edit.expert, tensors=self.tensors(edit))
+            else:
+                act = _act(edit, where, model.semantics[sites[0].key].top_k)
             found.setdefault(sites[0].key, []).append(act)
         for key, acts in found.items():
             promoted = {expert for act in acts if act.kind == "promote" for expert in act.experts}
@@ -100,9 +106,34 @@ class Recipe(BaseModel):
                 if other != edit.kind:
                     raise MoescopeError(f"Layer {edit.layer}, expert {expert}: {other} and {edit.kind} contradict.")
 
-    def save(self, path: str | Path) -> Path:
-        """Write it as YAML, or as JSON where the name ends so."""
+    def holding(self, tensors: dict[str, dict[str, torch.Tensor]]) -> Recipe:
+        """The same recipe with the tensors of its `Replace` edits in memory, by file name."""
+        copy = self.model_copy()
+        copy._held = self._held | tensors
+        return copy
+
+    def tensors(self, edit: Replace) -> dict[str, torch.Tensor]:
+        """What a `Replace` edit puts in place, by part of a parameter: from memory, or from the file beside the recipe.
+
+        Raises:
+            MoescopeError: the file is not there, or is not the one that the recipe means.
+        """
+        from moescope.edits.replacing import read
+
+        if edit.file not in self._held:
+            self._held[edit.file] = read(self._folder, edit)
+        return self._held[edit.file]
+
+    def save(self, path: str | Path, *, tensors: bool = True) -> Path:
+        """Write it as YAML, or as JSON where the name ends so; files of tensors are written beside it.
+
+        Args:
+            path: the file.
+            tensors: False leaves the files of tensors away, where a checkpoint holds them anyway.
+        """
         file = Path(path)
+        if tensors:
+            self._save_tensors(file.parent)
         data = self.model_dump(mode="json", exclude_defaults=False)
         text = json.dumps(data, indent=2) + "\n" if file.suffix == ".json" else yaml.safe_dump(data, sort_keys=False)
         try:
@@ -110,6 +141,13 @@ class Recipe(BaseModel):
         except OSError as error:
             raise MoescopeError(f"Cannot write {file}: {error.strerror or error}.") from error
         return file
+
+    def _save_tensors(self, folder: Path) -> None:
+        for edit in self.edits:
+            if isinstance(edit, Replace):
+                from moescope.edits.replacing import save
+
+                save(folder, edit, self.tensors(edit))
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -129,7 +167,10 @@ class Recipe(BaseModel):
         if not isinstance(data, dict):
             raise MoescopeError(f"{path} is not a recipe: expected a mapping with `edits`.")
         try:
-            return cls(**data)
+            recipe = cls(**data)
+            if any(isinstance(edit, Replace) for edit in recipe.edits):
+                recipe._folder = Path(path).parent
+            return recipe
         except TypeError as error:
             raise MoescopeError(f"{path} is not a recipe: {error}.") from error
         except MoescopeError as error:

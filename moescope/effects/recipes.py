@@ -133,6 +133,10 @@ def matched(recipe: Recipe, model: Model, rng: np.random.Generator) -> Recipe:
     """
     widths = {name: site.n_experts for site in model.sites for name in (site.layer, site.key)}
     own: dict[int | str, set[int]] = {}
+    if any(edit.kind == "replace" for edit in recipe.edits):
+        raise MoescopeError(
+            "Replaced tensors are one expert's own and fit no other; there is no random control for that."
+        )
     for edit in recipe.edits:
         own.setdefault(edit.layer, set()).update(getattr(edit, "expert", ()))
     drawn: dict[int | str, dict[int, int]] = {}
