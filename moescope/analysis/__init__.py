@@ -16,19 +16,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moescope.analysis.affinities import affinity, affinity_from_counts
+    from moescope.analysis.coactive import coactivation, coactivation_from_counts
     from moescope.analysis.contexts import Example, examples, top_tokens
     from moescope.analysis.counts import document_counts, document_tokens, token_counts, token_totals
     from moescope.analysis.labelled import table
     from moescope.analysis.loads import balance, load, load_from_counts
     from moescope.analysis.outliers import super_experts, super_experts_from_maxima
     from moescope.analysis.pairs import PairCounts
-    from moescope.analysis.pathways import coactivation, coactivation_from_counts, paths
+    from moescope.analysis.pathways import paths
     from moescope.analysis.question import Analysis, Parameter
     from moescope.analysis.registry import ANALYSES
     from moescope.analysis.specialisation import npmi, npmi_from_counts, npmi_from_documents
     from moescope.analysis.spreading import RayCluster, spread
     from moescope.analysis.summary import Finding, findings
-    from moescope.analysis.transitions import affinity, affinity_from_counts, transition_counts
+    from moescope.analysis.transitions import transition_counts
 
 _HOME = {
     "PairCounts": "pairs",
@@ -55,11 +57,11 @@ _HOME = {
     "Parameter": "question",
     "super_experts": "outliers",
     "super_experts_from_maxima": "outliers",
-    "coactivation": "pathways",
-    "coactivation_from_counts": "pathways",
+    "coactivation": "coactive",
+    "coactivation_from_counts": "coactive",
     "paths": "pathways",
-    "affinity": "transitions",
-    "affinity_from_counts": "transitions",
+    "affinity": "affinities",
+    "affinity_from_counts": "affinities",
     "transition_counts": "transitions",
 }
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from moescope.analysis.comparing_kernels import fingerprint_runs
 from moescope.analysis.counts import Phase, sites_of
-from moescope.analysis.transitions import runs_of, slot_ids
+from moescope.analysis.routed_rows import runs_of, slot_ids
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import xarray as xr
 from scipy.sparse import csr_array
-from scipy.stats import false_discovery_control
 
 from moescope.analysis.aligning import Aligned
 from moescope.analysis.comparing_kernels import agree, rotate_runs
 from moescope.analysis.counts import Labelling, Phase, document_counts, labelling
+from moescope.analysis.discovery import adjusted
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.permutation import TIE
 from moescope.analysis.resampling import CELLS, INTERVAL, mean_present, ratio_interval
@@ -318,10 +318,3 @@ def _signed(values: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndar
 def _portions(draws: int, documents: int) -> list[int]:
     step = max(1, CELLS // max(documents, 1))
     return [min(step, draws - first) for first in range(0, draws, step)]
-
-
-def adjusted(p: np.ndarray) -> np.ndarray:
-    """Benjamini-Hochberg q-values of all that are defined."""
-    q, tested = np.full(p.shape, np.nan), ~np.isnan(p)
-    q[tested] = false_discovery_control(p[tested]) if tested.any() else []
-    return q

@@ -25,7 +25,7 @@ from moescope.analysis.placing import (
     widths_of,
 )
 from moescope.analysis.replication import eplb
-from moescope.analysis.transitions import Ranks, kept_rows, slot_ids
+from moescope.analysis.routed_rows import Ranks, kept_rows, slot_ids
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from moescope.analysis.counts import Phase, document_counts, labelling
 from moescope.analysis.labelled import LayerAxis, provenance
 from moescope.analysis.placement_judging import Network, Task, errors_over_documents, judge, place
 from moescope.analysis.placing import Counts, room, widths_of
-from moescope.analysis.transitions import Ranks, site_pairs, transition_tables
+from moescope.analysis.routed_rows import Ranks
+from moescope.analysis.transitions import site_pairs, transition_tables
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from moescope.analysis.affinities import AFFINITY_QUESTION
+from moescope.analysis.coactive import COACTIVATION_QUESTION
 from moescope.analysis.loads import LOAD_QUESTION
 from moescope.analysis.outliers import SUPER_EXPERTS_QUESTION
-from moescope.analysis.pathways import COACTIVATION_QUESTION, PATHS_QUESTION
+from moescope.analysis.pathways import PATHS_QUESTION
 from moescope.analysis.question import Analysis
 from moescope.analysis.specialisation import NPMI_QUESTION
-from moescope.analysis.transitions import AFFINITY_QUESTION
 
 ANALYSES: dict[str, Analysis] = {
     question.name: question

@@ -18,7 +18,7 @@ from scipy.special import softmax
 from moescope.analysis.counts import Phase, labelling, sites_of
 from moescope.analysis.labelled import LayerAxis, provenance
 from moescope.analysis.resampling import INTERVAL, ratio_interval
-from moescope.analysis.transitions import kept_rows
+from moescope.analysis.routed_rows import kept_rows
 from moescope.errors import MoescopeError
 from moescope.store.selection import SCORES
 

@@ -18,21 +18,23 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     import xarray as xr
 
+    from moescope.figures.affinities import affinity
+    from moescope.figures.coactive import coactivation
     from moescope.figures.effects import effect, expert_effects
     from moescope.figures.loads import load
     from moescope.figures.outliers import super_experts
+    from moescope.figures.pathways import paths
     from moescope.figures.specialisation import npmi
     from moescope.figures.theme import dark, template
-    from moescope.figures.transitions import affinity, coactivation, paths
 
 _HOME = {
-    "affinity": "transitions",
-    "coactivation": "transitions",
+    "affinity": "affinities",
+    "coactivation": "coactive",
     "effect": "effects",
     "expert_effects": "effects",
     "load": "loads",
     "npmi": "specialisation",
-    "paths": "transitions",
+    "paths": "pathways",
     "super_experts": "outliers",
     "dark": "theme",
     "template": "theme",

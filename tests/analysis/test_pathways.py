@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moescope.analysis.pathways import coactivation, coactivation_from_counts, expected_together, paths
+from moescope.analysis.coactive import coactivation, coactivation_from_counts, expected_together
+from moescope.analysis.pathways import paths
 from moescope.errors import MoescopeError
 from tests.analysis.made_stores import Made, random_truth, write
 

@@ -8,15 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moescope.analysis import transitions
+from moescope.analysis import affinities, affinity_null
+from moescope.analysis.affinities import affinity, affinity_from_counts
+from moescope.analysis.information import mutual_information
 from moescope.analysis.transition_kernels import count_reordered, reorder_runs
-from moescope.analysis.transitions import (
-    affinity,
-    affinity_from_counts,
-    mutual_information,
-    transition_counts,
-    transition_tables,
-)
+from moescope.analysis.transitions import transition_counts, transition_tables
 from moescope.errors import MoescopeError, StoreError
 from tests.analysis.made_stores import Made, random_truth, write
 
@@ -184,7 +180,7 @@ def test_the_draws_do_not_depend_on_the_cut_or_on_the_blocks(tmp_path, monkeypat
     store = write(tmp_path / "s", made, WIDTH, {}, cuts=cuts)
     result = affinity(store, "all", pairs="all", permutations=30, seed=5)
     assert result.sizes["pair"] == 6
-    monkeypatch.setattr(transitions, "BLOCK_CELLS", 100)
+    monkeypatch.setattr(affinity_null, "BLOCK_CELLS", 100)
     whole = affinity(write(tmp_path / "t", made, WIDTH, {}), "all", pairs=["all"], permutations=30, seed=5)
     for name in ("p", "expected", "mi_null", "p_mi", "mi", "count"):
         np.testing.assert_array_equal(result[name], whole[name])
@@ -336,7 +332,7 @@ def test_filters_mistakes_and_what_cannot_be_asked(tmp_path, monkeypatch):
     }.items():
         with pytest.raises(MoescopeError, match=says):
             affinity(store, **ask)
-    monkeypatch.setattr(transitions, "RESULT_CELLS", 10)
+    monkeypatch.setattr(affinities, "RESULT_CELLS", 10)
     with pytest.raises(MoescopeError, match="cells=False"):
         affinity(store)
     monkeypatch.undo()

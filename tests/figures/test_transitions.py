@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 
-from moescope.analysis.pathways import coactivation, paths
-from moescope.analysis.transitions import affinity, affinity_from_counts
+from moescope import figures
+from moescope.analysis.affinities import affinity, affinity_from_counts
+from moescope.analysis.coactive import coactivation
+from moescope.analysis.pathways import paths
 from moescope.errors import MoescopeError
-from moescope.figures import transitions as figures
+from moescope.figures import lift_maps
+from moescope.figures.affinities import mutual_information
+from moescope.figures.pathways import _GREY_BAND, _ORANGE_BAND
 from tests.analysis.made_stores import Made, write
 
 
@@ -35,7 +39,7 @@ def test_affinity_maps_and_information(store):
     figure = figures.affinity(result)
     maps = of_type(figure, "heatmap")
     assert [trace.visible for trace in maps] == [True, True] + [False] * 4
-    assert [trace.opacity for trace in maps] == [figures.PALE, 1.0] * 3
+    assert [trace.opacity for trace in maps] == [lift_maps.PALE, 1.0] * 3
     stands = result["q"].values[0] <= 0.05
     assert stands.sum() >= 5
     np.testing.assert_array_equal(np.isnan(maps[1].z), ~stands)
@@ -61,7 +65,7 @@ def test_affinity_maps_and_information(store):
 
 def test_any_pairs_make_a_map_of_layers(store, monkeypatch):
     result = affinity(store, pairs="all", permutations=19)
-    (drawn,) = of_type(figures.mutual_information(result), "heatmap")
+    (drawn,) = of_type(mutual_information(result), "heatmap")
     assert list(drawn.x) == ["2", "4", "6"]
     assert list(drawn.y) == ["1", "2", "4"]
     for index in range(result.sizes["pair"]):
@@ -71,7 +75,7 @@ def test_any_pairs_make_a_map_of_layers(store, monkeypatch):
     assert np.isnan(np.array(drawn.z)[2, 0])
     scores = affinity(store, pairs="all", permutations=19, cells=False)
     assert len(figures.affinity(scores).data) == 1
-    monkeypatch.setattr(figures, "CELLS", 60)
+    monkeypatch.setattr(lift_maps, "CELLS", 60)
     few = figures.affinity(result)
     assert any("maps of 2 of 6 pairs" in str(note.text) for note in few.layout.annotations)
     assert of_type(few, "heatmap")[0].meta == "layer 1 → layer 2"  # the most informative one is among them
@@ -114,8 +118,8 @@ def test_sankey_of_paths_and_transitions(store):
             assert labels[routes.link.target[band]] == (layers[1], str(expert[step + 1]))
             assert routes.link.value[band] == result["count"].values[index]
             beyond = result["p"].values[index] <= 0.05 and result["count"][index] > result["control"][index]
-            assert routes.link.color[band] == (figures._ORANGE_BAND if beyond else figures._GREY_BAND)
-    assert len(set(routes.link.color)) == 2 or figures._ORANGE_BAND in routes.link.color
+            assert routes.link.color[band] == (_ORANGE_BAND if beyond else _GREY_BAND)
+    assert len(set(routes.link.color)) == 2 or _ORANGE_BAND in routes.link.color
     assert sorted(steps.link.value) == sorted(result["link_count"].values.ravel().tolist())
     texts = [str(note.text) for note in figure.layout.annotations]
     assert texts[:3] == ["layer 1", "layer 2", "layer 4"]
@@ -125,4 +129,4 @@ def test_sankey_of_paths_and_transitions(store):
         column = [y for place, y in zip(routes.node.x, routes.node.y, strict=True) if place == x]
         assert len(set(column)) == len(column)
     uncontrolled = figures.paths(paths(store, length=2, draws=0))
-    assert set(uncontrolled.data[0].link.color) == {figures._ORANGE_BAND}
+    assert set(uncontrolled.data[0].link.color) == {_ORANGE_BAND}

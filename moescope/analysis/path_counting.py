@@ -1,0 +1,128 @@
+"""Counting paths: the first-ranked experts of a window of layers, streamed, in bounded memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moescope.analysis.counts import Phase
+from moescope.analysis.information import entropy
+from moescope.analysis.routed_rows import kept_rows, runs_of, slot_ids
+from moescope.analysis.transition_kernels import count_transitions, hash_rows, reorder_runs
+from moescope.errors import MoescopeError
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+
+    from moescope.store import Store
+
+
+def window(store: Store, layers: Sequence[Any] | None, length: int) -> list[Any]:
+    """The sites of a window of layers: the ones named, or the first `length`."""
+    sites = list(store.sites)[: max(length, 0)] if layers is None else [store.site(layer) for layer in layers]
+    if len(sites) < 2:
+        raise MoescopeError(f"A path needs two MoE layers; this window has {len(sites)}.")
+    return sites
+
+
+class Held:
+    """Counts of paths, at most `capacity` of them; what was dropped had at most `missed` tokens each."""
+
+    def __init__(self, capacity: int, depth: int) -> None:
+        self.capacity = capacity
+        self.missed = 0
+        self.tokens = 0
+        self.hash = np.empty(0, dtype=np.uint64)
+        self.count = np.empty(0, dtype=np.int64)
+        self.route = np.empty((0, depth), dtype=np.int32)
+        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(self, hashes: np.ndarray, routes: np.ndarray) -> None:
+        found, first, count = np.unique(hashes, return_index=True, return_counts=True)
+        self.tokens += hashes.size
+        self._waiting.append((found, count, routes[first]))
+        if sum(part[0].size for part in self._waiting) > max(self.hash.size, self.capacity // 4):
+            self.merge()
+
+    def merge(self) -> None:
+        """Adds what waits, as in lossy counting: a path that comes back lacks what it was dropped with."""
+        parts = [(self.hash, self.count, self.route), *self._waiting]
+        self._waiting = []
+        hashes, counts, routes = (np.concatenate(column) for column in zip(*parts, strict=True))
+        self.hash, first, index = np.unique(hashes, return_index=True, return_inverse=True)
+        self.count = np.zeros(self.hash.size, dtype=np.int64)
+        np.add.at(self.count, index, counts)
+        self.route = routes[first].astype(np.int32)
+        if self.hash.size > self.capacity:
+            order = np.lexsort((self.hash, -self.count))
+            self.missed += int(self.count[order[self.capacity]])
+            kept = np.sort(order[: self.capacity])
+            self.hash, self.count, self.route = self.hash[kept], self.count[kept], self.route[kept]
+
+    def best(self, top: int) -> Held:
+        """Those that can be among the `top` most frequent."""
+        order = np.lexsort((self.hash, -self.count))
+        least = int(self.count[order[min(top, order.size) - 1]])
+        kept = np.sort(order[self.count[order] + self.missed >= least])
+        chosen = Held(self.capacity, self.route.shape[1])
+        chosen.hash, chosen.count, chosen.route = self.hash[kept], self.count[kept], self.route[kept]
+        return chosen
+
+    def entropy(self) -> float:
+        return float("nan") if self.missed else entropy(self.count)
+
+
+class Walk:
+    """Streams the first-ranked experts of a window of layers, as they are or as a control."""
+
+    def __init__(
+        self, store: Store, sites: list[Any], documents: np.ndarray | None, phase: Phase | None, seed: int
+    ) -> None:
+        self.store, self.sites, self.documents, self.seed = store, sites, documents, seed
+        self.phase: Phase | None = phase
+        self.missing = 0
+
+    def routes(self, draw: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Shard by shard (hash [row], expert [row, step]); rows with a missing expert are left out."""
+        self.missing = 0
+        for shard in self.store.shards:
+            rows = kept_rows(shard, self.documents, self.phase)
+            ids = [slot_ids(shard, site, "top1", rows)[:, 0] for site in self.sites]
+            route = np.stack([column.astype(np.int32) for column in ids], axis=1)
+            if draw is not None:
+                runs, order = runs_of(shard, rows), np.empty(len(route), dtype=np.int64)
+                for step in range(1, len(self.sites)):
+                    reorder_runs(*runs, self.seed, draw * len(self.sites) + step, False, order)
+                    route[:, step] = route[order, step]
+            whole = (route >= 0).all(axis=1)
+            self.missing += int((~whole).sum())
+            route = route if whole.all() else route[whole]
+            hashes = np.empty(len(route), dtype=np.uint64)
+            hash_rows(route, hashes)
+            yield hashes, route
+
+    def count(self, draw: int | None, capacity: int) -> tuple[Held, list[np.ndarray], int]:
+        """(paths, [E, E] counts of each step, tokens)."""
+        held = Held(capacity, len(self.sites))
+        steps = [np.zeros((a.n_experts, b.n_experts), np.int64) for a, b in itertools.pairwise(self.sites)]
+        one = np.ones(1, dtype=np.int64)
+        for hashes, route in self.routes(draw):
+            held.add(hashes, route)
+            for step, table in enumerate(steps):
+                a, b = (np.ascontiguousarray(route[:, place, None]) for place in (step, step + 1))
+                count_transitions(a, b, one, one, table)
+        held.merge()
+        return held, steps, held.tokens
+
+    def count_of(self, wanted: np.ndarray, draw: int | None) -> Int[np.ndarray, " path"]:
+        """Exact counts of the paths with these hashes."""
+        order = np.argsort(wanted)
+        known = wanted[order]
+        count = np.zeros(wanted.size, dtype=np.int64)
+        for hashes, _ in self.routes(draw):
+            place = np.minimum(np.searchsorted(known, hashes), known.size - 1)
+            count[order] += np.bincount(place[known[place] == hashes], minlength=known.size)
+        return count

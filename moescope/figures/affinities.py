@@ -1,0 +1,195 @@
+"""How experts follow one another from layer to layer, and what one layer tells of another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from moescope.figures.axes import align_titles
+from moescope.figures.lift_maps import SIDE, chosen_maps, lift_maps, lift_reach, menu, say, square
+from moescope.figures.theme import BLUE, ORANGE, colour_bar, template
+
+READ = (
+    "Left: orange, the target expert gets more of the source expert's tokens than its usual share, blue less; full "
+    "colour stands at q ≤ {level:g} against rotations within sequences, pale is within what they give; the menu "
+    "chooses the pair of layers. Right: what knowing the source expert tells of the target expert, beyond chance; an "
+    "orange tick is what chance reaches once in 100."
+)
+"""How to read the figure."""
+
+
+def read_affinity(result: xr.Dataset, level: float = 0.05) -> str:
+    """How to read the figure of this result."""
+    return READ.format(level=level)
+
+
+def affinity(result: xr.Dataset, level: float = 0.05, pairs: Sequence[str] | None = None) -> go.Figure:
+    """Draws the lift of every transition, one map per pair of layers, beside the information of each pair.
+
+    How to read it: see `READ`.
+
+    Args:
+        result: from `analysis.affinity` or `affinity_from_counts`; without cells only the information is drawn.
+        level: the false discovery rate below which a cell stands in full colour.
+        pairs: names of the pairs to draw, e.g. "3-4"; by default as many of the most informative ones as a browser
+            can hold, and the figure says so.
+
+    Raises:
+        MoescopeError: a pair that the result does not have.
+    """
+    if "lift" not in result:
+        return mutual_information(result)
+    known = [str(name) for name in result["pair"].values]
+    chosen = chosen_maps(known, pairs, result["mi_corrected"].values, result["lift"][0].size, "pair of layers")
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        column_widths=[0.62, 0.38],
+        horizontal_spacing=0.16,
+        subplot_titles=["lift of each transition", "information beyond chance (nats)"],
+    )
+    groups, reach = [], lift_reach(result["lift"].values)
+    for place, index in enumerate(chosen):
+        part = result.isel(pair=index)
+        names = ("lift", "conditional", "count", "expected", "p", "q")
+        title = f"layer {part['source_layer'].item()} → layer {part['target_layer'].item()}"
+        hover = (
+            "%{meta}<br>expert %{y} → expert %{x}<br><b>%{customdata[0]:.2f} × its usual share</b><br>"
+            "%{customdata[1]:.1%} of the source expert's tokens<br>%{customdata[2]:,.0f} counted, "
+            "%{customdata[3]:,.1f} under the null<br>p = %{customdata[4]:.2g}, q = %{customdata[5]:.2g}<extra></extra>"
+        )
+        traces = lift_maps(part, names, title, hover, level, reach)
+        groups.append(len(traces))
+        for trace in traces:
+            trace.visible = place == 0
+            figure.add_trace(trace, row=1, col=1)
+    fixed = _information(result)
+    for trace in fixed:
+        figure.add_trace(trace, row=1, col=2)
+    square(
+        figure, result.sizes["target_expert"], result.sizes["source_expert"], "target expert", "source expert", reach
+    )
+    _information_axes(figure, result, "2")
+    labels = [known[index].replace("-", " → ") for index in chosen]
+    if len(chosen) > 1:
+        figure.update_layout(updatemenus=[menu(labels, groups, len(fixed))], margin_t=92)
+    align_titles(figure, 2)
+    if len(chosen) < len(known) and pairs is None:
+        say(figure, f"maps of {len(chosen)} of {len(known)} pairs; name others with pairs=")
+    return figure
+
+
+def mutual_information(result: xr.Dataset) -> go.Figure:
+    """Draws the information between layers: bars for a chain of layers, a map of layers by layers otherwise.
+
+    Args:
+        result: from `analysis.affinity`.
+    """
+    figure = make_subplots(rows=1, cols=1)
+    for trace in _information(result):
+        figure.add_trace(trace)
+    figure.update_layout(template=template("light"), showlegend=False, height=SIDE + 110)
+    _information_axes(figure, result, "")
+    return figure
+
+
+def _information(result: xr.Dataset) -> list[Any]:
+    names = [str(name).replace("-", " → ") for name in result["pair"].values]
+    fields = ("mi_corrected", "mi", "mi_null", "normalised", "p_mi", "q_mi", "entropy_target", "total")
+    details = np.stack([result[name].values for name in fields], axis=-1)
+    shown = np.where(np.isnan(result["mi_corrected"].values), result["mi"].values, result["mi_corrected"].values)
+    about = (
+        "<b>%{customdata[0]:.3f} nats beyond chance</b> (of %{customdata[1]:.3f}; the null's mean is "
+        "%{customdata[2]:.3f})<br>the target layer's entropy is %{customdata[6]:.2f}; normalised "
+        "%{customdata[3]:.3f}<br>p = %{customdata[4]:.2g}, q = %{customdata[5]:.2g}; %{customdata[7]:,.0f} counted"
+        "<extra></extra>"
+    )
+    if not _is_chain(result):
+        return [_matrix(result, shown, details, about)]
+    bar = go.Bar(
+        x=shown,
+        y=names,
+        orientation="h",
+        marker={"color": BLUE, "opacity": 0.6, "line": {"width": 0}},
+        customdata=details,
+        name="information",
+        hovertemplate="layers %{y}<br>" + about,
+    )
+    chance = result["mi_null_p99"].values - result["mi_null"].values
+    tick = go.Scatter(
+        x=chance,
+        y=names,
+        mode="markers",
+        marker={"symbol": "line-ns", "size": 14, "line": {"width": 2.5, "color": ORANGE}},
+        name="chance",
+        hovertemplate="layers %{y}<br>the null: below %{x:.4f} nats in 99 of 100<extra></extra>",
+    )
+    return [bar, tick]
+
+
+def _matrix(result: xr.Dataset, shown: np.ndarray, details: np.ndarray, about: str) -> go.Heatmap:
+    what = "layer" if _numbers_are_unique(result) else "site"
+    source, target = (result[f"{end}_{what}"].values.astype(str) for end in ("source", "target"))
+    rows, columns = list(dict.fromkeys(source.tolist())), list(dict.fromkeys(target.tolist()))
+    z, held = np.full((len(rows), len(columns)), np.nan), np.full((len(rows), len(columns), details.shape[1]), np.nan)
+    for index, (a, b) in enumerate(zip(source.tolist(), target.tolist(), strict=True)):
+        z[rows.index(a), columns.index(b)] = shown[index]
+        held[rows.index(a), columns.index(b)] = details[index]
+    scale: Any = template("light").layout
+    return go.Heatmap(
+        z=z,
+        x=columns,
+        y=rows,
+        customdata=held,
+        colorscale=scale.colorscale.sequential,
+        zmin=0,
+        zmax=float(np.nanmax(shown, initial=1e-3)),
+        colorbar={"title": {"text": "nats", "side": "right"}, "outlinewidth": 0, "thickness": 10} | colour_bar(SIDE),
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
+        name="information",
+        hovertemplate="layers %{y} → %{x}<br>" + about,
+    )
+
+
+def _information_axes(figure: go.Figure, result: xr.Dataset, number: str) -> None:
+    names = [str(name).replace("-", " → ") for name in result["pair"].values]
+    x, y = f"xaxis{number}", f"yaxis{number}"
+    if not _is_chain(result):
+        figure.update_layout(
+            {x: {"title": {"text": "target layer"}, "type": "category", "showgrid": False}}
+            | {y: {"title": {"text": "source layer"}, "type": "category", "autorange": "reversed", "showgrid": False}}
+        )
+        return
+    step = max(1, -(-len(names) // 26))
+    places = {
+        "type": "category",
+        "categoryorder": "array",
+        "categoryarray": names[::-1],
+        "range": [-0.5, len(names) - 0.5],
+        "tickvals": names[::step],
+        "showgrid": False,
+        "title": {"text": "layers"},
+    }
+    figure.update_layout({x: {"title": {"text": "nats"}, "rangemode": "tozero"}, y: places, "bargap": 0.35})
+
+
+def _is_chain(result: xr.Dataset) -> bool:
+    """Does each layer stand at most once as a source and once as a target?"""
+    ends = (result[name].values.tolist() for name in ("source_site", "target_site"))
+    return all(len(set(sites)) == len(sites) for sites in ends)
+
+
+def _numbers_are_unique(result: xr.Dataset) -> bool:
+    """Is there one router to each layer number?"""
+    found: dict[int, set[str]] = {}
+    for end in ("source", "target"):
+        for layer, site in zip(result[f"{end}_layer"].values, result[f"{end}_site"].values, strict=True):
+            found.setdefault(int(layer), set()).add(str(site))
+    return all(len(sites) == 1 for sites in found.values())

@@ -1,0 +1,114 @@
+"""Square maps of lift, with what chance explains drawn pale: affinity between layers, co-activation inside one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from moescope.errors import MoescopeError
+from moescope.figures.theme import colour_bar, plain, template
+
+PALE = 0.22
+"""Opacity of cells that chance explains."""
+
+CELLS = 400_000
+"""Cells that one figure holds: beyond them the page would be too heavy for a browser."""
+
+SIDE = 430
+"""Pixels of a square map."""
+
+
+def chosen_maps(known: list[str], wanted: Sequence[str] | None, worth: np.ndarray, cells: int, what: str) -> list[int]:
+    """Which maps to draw: the ones asked for, or the most worthy that fit, in the result's order."""
+    unknown = [name for name in wanted or [] if name not in known]
+    if unknown:
+        raise MoescopeError(f"The result has no {what} {plain(unknown[0])}; it has {', '.join(known)}.")
+    if wanted is not None:
+        return [known.index(name) for name in wanted]
+    fits = max(1, CELLS // max(cells, 1))
+    best = np.argsort(-np.nan_to_num(worth.astype(float), nan=-np.inf), kind="stable")[:fits]
+    return sorted(best.tolist())
+
+
+def lift_maps(
+    part: xr.Dataset, names: Sequence[str], title: str, hover: str, level: float, reach: int
+) -> list[go.Heatmap]:
+    """Two maps, what chance explains below and what stands above it; where nothing was tested everything stands."""
+    lift = part["lift"].values
+    q = part["q"].values
+    stands = np.isfinite(lift) if np.isnan(q).all() else q <= level
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shown = np.where(np.isnan(lift), np.nan, np.maximum(np.log2(lift), -reach))
+    details = np.stack([part[name].values for name in names], axis=-1).astype(np.float32)
+    return [
+        go.Heatmap(
+            z=np.where(kept, shown, np.nan),
+            x=np.arange(lift.shape[1]),
+            y=np.arange(lift.shape[0]),
+            coloraxis="coloraxis",
+            opacity=opacity,
+            customdata=details,
+            meta=plain(title),
+            hoverongaps=False,
+            xgap=1 if lift.shape[1] <= 64 else 0,
+            ygap=1 if lift.shape[1] <= 64 else 0,
+            hovertemplate=hover,
+        )
+        for kept, opacity in ((~stands, PALE), (stands, 1.0))
+    ]
+
+
+def lift_reach(lift: np.ndarray) -> int:
+    """Colour saturates at 2 ** reach times the usual share, either way: enough for the largest lift, 32 at most."""
+    largest = float(np.nanmax(lift, initial=1.0))
+    return int(min(5, max(1, math.ceil(math.log2(max(largest, 2.0))))))
+
+
+def square(figure: go.Figure, width: int, height: int, across: str, down: str, reach: int) -> None:
+    """Axes of experts by experts, and the colour bar of lift."""
+    ticks = list(range(-reach, reach + 1))
+    axis = {"showgrid": False, "zeroline": False, "nticks": 10}
+    figure.update_xaxes(axis | {"title": {"text": across}, "range": [-0.5, width - 0.5]}, row=1, col=1)
+    figure.update_yaxes(axis | {"title": {"text": down}, "range": [height - 0.5, -0.5]}, row=1, col=1)
+    figure.update_layout(
+        template=template("light"),
+        height=SIDE + 130,
+        showlegend=False,
+        coloraxis={
+            "cmin": -reach,
+            "cmax": reach,
+            "colorbar": {
+                "title": {"text": "lift", "side": "right"},
+                "tickvals": ticks,
+                "ticktext": [f"{2**tick}×" if tick >= 0 else f"1/{2**-tick}×" for tick in ticks],
+                "x": 1.0 if across.startswith("other") else 0.535,
+            }
+            | colour_bar(SIDE),
+        },
+    )
+
+
+def menu(labels: list[str], groups: list[int], fixed: int) -> dict:
+    """A menu that shows one group of traces at a time, and always the `fixed` ones after them."""
+    buttons = [
+        {
+            "label": plain(name),
+            "method": "restyle",
+            "args": [
+                {"visible": [which == index for which, size in enumerate(groups) for _ in range(size)] + [True] * fixed}
+            ],
+        }
+        for index, name in enumerate(labels)
+    ]
+    return {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 30}}
+
+
+def say(figure: go.Figure, text: str) -> None:
+    """A remark above the plot, at its right."""
+    figure.add_annotation(
+        text=text, xref="paper", yref="paper", x=1, y=1, xanchor="right", yanchor="bottom", yshift=22, showarrow=False
+    )

@@ -1,0 +1,159 @@
+"""Which paths tokens take through consecutive layers, as a Sankey diagram."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from moescope.figures.lift_maps import menu
+from moescope.figures.theme import GREY, template
+
+READ = (
+    "Each band is a path through the window's layers, as wide as its tokens are many: orange where more tokens take it "
+    "than in any control, grey otherwise. The menu shows the most used transitions instead."
+)
+"""How to read the figure."""
+
+PAD = 8
+"""Pixels between the experts of one layer in a Sankey diagram."""
+
+_ORANGE_BAND, _BLUE_BAND, _GREY_BAND = "rgba(221,122,44,0.5)", "rgba(63,132,201,0.4)", "rgba(139,145,154,0.3)"
+
+
+def paths(result: xr.Dataset, level: float = 0.05, most: int = 40) -> go.Figure:
+    """Draws the strongest paths through a window of layers as a Sankey diagram; a menu shows transitions instead.
+
+    How to read it: see `READ`.
+
+    Args:
+        result: from `analysis.paths`.
+        level: paths with p at most this stand in colour (all of them where there was no control).
+        most: paths to draw, the most used first.
+    """
+    sankeys: list[Any] = [
+        _sankey(result, *bands) for bands in (_path_bands(result, level, most), _transition_bands(result))
+    ]
+    figure = go.Figure()
+    for place, sankey in enumerate(sankeys):
+        sankey.visible = place == 0
+        figure.add_trace(sankey)
+    steps = result.sizes["step"]
+    fullest = max(max(np.unique(sankey.node.x, return_counts=True)[1]) for sankey in sankeys)
+    for step in range(steps):
+        figure.add_annotation(
+            text=f"layer {int(result['layer'].values[step])}",
+            x=step / (steps - 1),
+            y=1.0,
+            xref="paper",
+            yref="paper",
+            yanchor="bottom",
+            yshift=6,
+            showarrow=False,
+        )
+    entropy, control = float(result["path_entropy"]), float(result["control_entropy"])
+    said = f"path entropy {entropy:.2f} nats" if math.isfinite(entropy) else "path entropy not known"
+    if math.isfinite(control) and math.isfinite(entropy):
+        said += f", {control:.2f} in the controls (p = {float(result['p_entropy']):.2g})"
+    shown = min(most, result.sizes["path"])
+    said += f" · the {shown} paths drawn carry {float(result['share'].values[:shown].sum()):.1%} of the tokens"
+    figure.add_annotation(text=said, x=0, y=0, xref="paper", yref="paper", xanchor="left", yanchor="top", yshift=-16)
+    figure.update_layout(
+        template=template("light"),
+        height=_sankey_height([range(int(fullest))]) + 160,
+        margin={"t": 96, "b": 64, "l": 24, "r": 40},
+        updatemenus=[menu(["strongest paths", "strongest transitions"], [1, 1], 0)],
+    )
+    return figure
+
+
+Band = tuple[int, int, int, float, str, str]
+"""(step, source expert, target expert, tokens, colour, text)."""
+
+
+def _path_bands(result: xr.Dataset, level: float, most: int) -> tuple[list[Band], str]:
+    bands: list[Band] = []
+    tested = not np.isnan(result["p"].values).all()
+    for index in range(min(most, result.sizes["path"])):
+        part = result.isel(path=index)
+        route = part["expert"].values.tolist()
+        count, control, p = (float(part[name]) for name in ("count", "control", "p"))
+        beyond = not tested or (p <= level and count > control)
+        text = f"path {' → '.join(map(str, route))}<br>{count:,.0f} tokens, {float(part['share']):.2%}"
+        if tested:
+            text += f"<br>controls: {control:,.1f} on average, p = {p:.2g}"
+        text += f"<br>from each step alone: {float(part['markov']):,.1f}"
+        colour = _ORANGE_BAND if beyond else _GREY_BAND
+        bands += [(step, route[step], route[step + 1], count, colour, text) for step in range(len(route) - 1)]
+    return bands, "strongest paths"
+
+
+def _transition_bands(result: xr.Dataset) -> tuple[list[Band], str]:
+    bands: list[Band] = []
+    counts = result["link_count"].values
+    for step, place in zip(*np.nonzero(counts > 0), strict=True):
+        part = result.isel(link=step, transition=place)
+        a, b = int(part["source"]), int(part["target"])
+        lift = float(part["link_lift"])
+        text = (
+            f"expert {a} → expert {b}<br>{int(counts[step, place]):,} tokens, {float(part['link_conditional']):.1%} of "
+            f"the source expert's<br>{lift:.2f} × the target's usual share"
+        )
+        bands.append((int(step), a, b, float(counts[step, place]), _BLUE_BAND if lift > 1 else _GREY_BAND, text))
+    return bands, "strongest transitions"
+
+
+def _sankey_height(columns: Sequence[Sequence[Any]]) -> int:
+    """Pixels of a Sankey diagram: room for a label at each expert of the fullest layer."""
+    return max(400, 18 * max(len(column) for column in columns))
+
+
+def _sankey(result: xr.Dataset, bands: list[Band], name: str) -> go.Sankey:
+    """One node for each expert of each step, placed in its layer's column, the busiest at the top."""
+    worth: dict[tuple[int, int], list[float]] = {}
+    for step, a, b, count, _, _ in bands:
+        worth.setdefault((step, a), [0.0, 0.0])[1] += count
+        worth.setdefault((step + 1, b), [0.0, 0.0])[0] += count
+    nodes = sorted(worth, key=lambda node: (node[0], -max(worth[node]), node[1]))
+    steps = result.sizes["step"]
+    columns = [[node for node in nodes if node[0] == step] for step in range(steps)]
+    room = _sankey_height(columns)
+    # As plotly scales bands: the fullest column fills the height, with PAD pixels between its nodes.
+    scale = min((room - PAD * (len(c) - 1)) / sum(max(worth[node]) for node in c) for c in columns if c)
+    y = []
+    for column in columns:
+        top = (room - PAD * (len(column) - 1) - scale * sum(max(worth[node]) for node in column)) / 2
+        for node in column:
+            size = scale * max(worth[node])
+            # plotly moves nodes that stand exactly at 0 or 1.
+            y.append(min(max((top + size / 2) / room, 0.001), 0.999))
+            top += size + PAD
+    place = {node: index for index, node in enumerate(nodes)}
+    layers = result["layer"].values
+    return go.Sankey(
+        name=name,
+        arrangement="snap",
+        node={
+            "label": [f"{expert}" for _, expert in nodes],
+            "x": [min(max(step / (steps - 1), 0.001), 0.999) for step, _ in nodes],
+            "y": y,
+            "color": GREY,
+            "pad": PAD,
+            "thickness": 10,
+            "line": {"width": 0},
+            "customdata": [f"layer {int(layers[step])}, expert {expert}" for step, expert in nodes],
+            "hovertemplate": "%{customdata}<br>%{value:,.0f} tokens of those drawn<extra></extra>",
+        },
+        link={
+            "source": [place[step, a] for step, a, *_ in bands],
+            "target": [place[step + 1, b] for step, _, b, *_ in bands],
+            "value": [count for *_, count, _, _ in bands],
+            "color": [colour for *_, colour, _ in bands],
+            "customdata": [text for *_, text in bands],
+            "hovertemplate": "%{customdata}<extra></extra>",
+        },
+    )
