@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moescope.analysis.coactive import coactivation, coactivation_from_counts
     from moescope.analysis.contexts import Example, examples, top_tokens
     from moescope.analysis.counts import document_counts, document_tokens, token_counts, token_totals
+    from moescope.analysis.domains import domain_specialisation, domain_specialisation_from_documents
     from moescope.analysis.labelled import table
     from moescope.analysis.loads import balance, load, load_from_counts
     from moescope.analysis.outliers import super_experts, super_experts_from_maxima
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from moescope.analysis.pathways import paths
     from moescope.analysis.question import Analysis, Parameter
     from moescope.analysis.registry import ANALYSES
+    from moescope.analysis.risk import risk_difference, risk_difference_between, risk_difference_from_documents
     from moescope.analysis.specialisation import npmi, npmi_from_counts, npmi_from_documents
     from moescope.analysis.spreading import RayCluster, spread
     from moescope.analysis.summary import Finding, findings
@@ -52,6 +54,11 @@ _HOME = {
     "npmi": "specialisation",
     "npmi_from_counts": "specialisation",
     "npmi_from_documents": "specialisation",
+    "domain_specialisation": "domains",
+    "domain_specialisation_from_documents": "domains",
+    "risk_difference": "risk",
+    "risk_difference_between": "risk",
+    "risk_difference_from_documents": "risk",
     "ANALYSES": "registry",
     "Analysis": "question",
     "Parameter": "question",
@@ -80,6 +87,8 @@ __all__ = [
     "coactivation_from_counts",
     "document_counts",
     "document_tokens",
+    "domain_specialisation",
+    "domain_specialisation_from_documents",
     "examples",
     "findings",
     "load",
@@ -88,6 +97,9 @@ __all__ = [
     "npmi_from_counts",
     "npmi_from_documents",
     "paths",
+    "risk_difference",
+    "risk_difference_between",
+    "risk_difference_from_documents",
     "spread",
     "super_experts",
     "super_experts_from_maxima",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moescope.analysis.association import score
 from moescope.analysis.counts import token_counts, token_totals
-from moescope.analysis.specialisation import score
 
 if TYPE_CHECKING:
     import pyarrow as pa

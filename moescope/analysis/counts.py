@@ -58,10 +58,14 @@ def document_counts(store: Store, site: Any, weighted: bool = False, phase: Phas
 
 
 def document_tables(
-    store: Store, sites: Sequence[Any], weighted: bool = False, phase: Phase | None = None
+    store: Store,
+    sites: Sequence[Any],
+    weighted: bool = False,
+    phase: Phase | None = None,
+    ranks: int | None = None,
 ) -> list[PairCounts]:
-    """`document_counts` of several layers in one pass over the store."""
-    return _tables(store, "document", sites, weighted, phase)
+    """`document_counts` of several layers in one pass over the store, of the first `ranks` ranks alone if given."""
+    return _tables(store, "document", sites, weighted, phase, ranks)
 
 
 def token_counts(store: Store, site: Any, phase: Phase | None = None) -> PairCounts:
@@ -83,13 +87,15 @@ def _group_sizes(store: Store, column: str, phase: Phase | None) -> tuple[np.nda
     return found[column].to_numpy(), found["tokens"].to_numpy()
 
 
-def _tables(store: Store, column: str, sites: Sequence[Any], weighted: bool, phase: Phase | None) -> list[PairCounts]:
+def _tables(
+    store: Store, column: str, sites: Sequence[Any], weighted: bool, phase: Phase | None, ranks: int | None = None
+) -> list[PairCounts]:
     records = [store.site(getattr(site, "key", site)) for site in sites]
 
     @cache
     def scanned() -> list[PairCounts]:
         """All of these layers at once, as soon as one of them is not kept yet."""
-        return _scan(store, column, records, weighted, phase)
+        return _scan(store, column, records, weighted, phase, ranks)
 
     def kept(place: int, record: Any) -> PairCounts:
         def compute() -> pa.Table:
@@ -98,6 +104,7 @@ def _tables(store: Store, column: str, sites: Sequence[Any], weighted: bool, pha
             return pa.table(columns if merged.weight is None else columns | {"weight": merged.weight})
 
         params = {"site": record.key, "weighted": weighted, "phase": phase or "all"}
+        params = params if ranks is None else params | {"ranks": ranks}
         found = store.cached(f"{column}-expert-{record.key}", compute, params)
         return PairCounts(
             group=found[column].to_numpy(),
@@ -111,11 +118,13 @@ def _tables(store: Store, column: str, sites: Sequence[Any], weighted: bool, pha
 
 
 def _shard_sizes(shard: Any, column: str, phase: Phase | None) -> tuple[np.ndarray, np.ndarray]:
-    group = _groups(shard, column, phase)
+    group = row_groups(shard, column, phase)
     return np.unique(group[group >= 0], return_counts=True)
 
 
-def _scan(store: Store, column: str, records: Sequence[Any], weighted: bool, phase: Phase | None) -> list[PairCounts]:
+def _scan(
+    store: Store, column: str, records: Sequence[Any], weighted: bool, phase: Phase | None, ranks: int | None
+) -> list[PairCounts]:
     """Counts several layers, as many in one pass over the shards as `CELLS` allows."""
     names, _ = _group_sizes(store, column, phase)
     groups = int(names.max(initial=-1)) + 1
@@ -125,7 +134,7 @@ def _scan(store: Store, column: str, records: Sequence[Any], weighted: bool, pha
     for first in range(0, len(records), at_once):
         layers = tuple(records[first : first + at_once])
         sums = [PairSum(groups, record.n_experts, weighted) for record in layers]
-        for part in over_shards(store, _shard_tables, column, layers, weighted, phase):
+        for part in over_shards(store, _shard_tables, column, layers, weighted, phase, ranks):
             for total, (count, weight) in zip(sums, part.tables, strict=True):
                 total.add(part.names, count, weight)
         found += [total.counts() for total in sums]
@@ -140,14 +149,16 @@ class _Part:
     tables: list[tuple[np.ndarray, np.ndarray | None]]
 
 
-def _shard_tables(shard: Any, column: str, records: Sequence[Any], weighted: bool, phase: Phase | None) -> _Part:
-    names, index = np.unique(_groups(shard, column, phase), return_inverse=True)
+def _shard_tables(
+    shard: Any, column: str, records: Sequence[Any], weighted: bool, phase: Phase | None, ranks: int | None
+) -> _Part:
+    names, index = np.unique(row_groups(shard, column, phase), return_inverse=True)
     if names.size and names[0] < 0:
         names, index = names[1:], index - 1
-    return _Part(names, [_shard_table(shard, record, names.size, index, weighted) for record in records])
+    return _Part(names, [shard_table(shard, record, names.size, index, weighted, ranks) for record in records])
 
 
-def _groups(shard: Any, column: str, phase: Phase | None) -> Int[np.ndarray, " row"]:
+def row_groups(shard: Any, column: str, phase: Phase | None) -> Int[np.ndarray, " row"]:
     """The group of each row of a shard, -1 where the row is of another phase."""
     tokens = shard.tokens([column] if phase is None else [column, "phase"])
     group = tokens[column].to_numpy().astype(np.int64)
@@ -157,17 +168,33 @@ def _groups(shard: Any, column: str, phase: Phase | None) -> Int[np.ndarray, " r
     return np.where(same, group, -1)
 
 
-def _shard_table(
-    shard: Any, record: Any, groups: int, index: Int[np.ndarray, " row"], weighted: bool
+def shard_table(
+    shard: Any,
+    record: Any,
+    groups: int,
+    index: Int[np.ndarray, " row"],
+    weighted: bool = False,
+    ranks: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Counts [group, expert] of one layer of a shard, and summed weights; `index` is -1 where a row is left out."""
+    """Counts [group, expert] of one layer of a shard, and summed weights; `index` is -1 where a row is left out.
+
+    Args:
+        shard: a committed shard.
+        record: the site record of the layer.
+        groups: how many groups `index` names.
+        index: [row] the group of each row.
+        weighted: also sum the routing weights.
+        ranks: count the first so many ranks alone; None for all.
+    """
     fields = ["expert", "weight"] if weighted else ["expert"]
     if record.slots_can_miss:
         fields.append("valid")
     routing = shard.routing(record.key, fields=fields)
     valid = routing.valid if record.slots_can_miss else None
+    chosen = routing.expert if ranks is None else routing.expert[:, :ranks]
+    valid = valid if valid is None or ranks is None else valid[:, :ranks]
     count = np.zeros((groups, record.n_experts), dtype=np.int32)
-    beyond = count_pairs(index, routing.expert, valid, count)
+    beyond = count_pairs(index, chosen, valid, count)
     if beyond:
         raise StoreError(
             f"{beyond} slots of layer {record.layer} name an expert beyond the {record.n_experts} it has: "
@@ -176,7 +203,7 @@ def _shard_table(
     if not weighted:
         return count, None
     total = np.zeros(count.shape, dtype=np.float64)
-    weigh_pairs(index, routing.expert, valid, routing.weight, total)
+    weigh_pairs(index, chosen, valid, routing.weight if ranks is None else routing.weight[:, :ranks], total)
     return count, total
 
 

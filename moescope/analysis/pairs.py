@@ -67,6 +67,13 @@ class PairCounts:
         weight = None if self.weight is None else self.weight[kept]
         return PairCounts(group[kept], self.expert[kept], self.count[kept], weight, self.n_experts)
 
+    def dense(self, n_groups: int) -> Float[np.ndarray, "group expert"]:
+        """The counts of groups 0 .. n_groups - 1 as a dense float64 table; groups outside are left out."""
+        table = np.zeros((n_groups, self.n_experts))
+        kept = (self.group >= 0) & (self.group < n_groups)
+        table[self.group[kept], self.expert[kept]] = self.count[kept]
+        return table
+
 
 def _look_up(table: np.ndarray, index: np.ndarray) -> np.ndarray:
     """`table[index]`, -1 beyond its end."""

@@ -58,3 +58,4 @@ class Analysis:
 SEED = Parameter("seed", int, 0, "seed of the random draws behind the null")
 LAYERS = Parameter("layers", int, None, "model layer indices to look at (default: all MoE layers)", many=True)
 PHASE = Parameter("phase", str, None, "only tokens of this phase (default: both)", ("prefill", "decode"))
+RESAMPLES = Parameter("resamples", int, 500, "documents drawn again for the intervals; 0 for none")

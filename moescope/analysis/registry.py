@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from moescope.analysis.affinities import AFFINITY_QUESTION
 from moescope.analysis.coactive import COACTIVATION_QUESTION
+from moescope.analysis.domains import DOMAINS_QUESTION
 from moescope.analysis.loads import LOAD_QUESTION
 from moescope.analysis.outliers import SUPER_EXPERTS_QUESTION
 from moescope.analysis.pathways import PATHS_QUESTION
 from moescope.analysis.question import Analysis
+from moescope.analysis.risk import RISK_BETWEEN_QUESTION, RISK_QUESTION
 from moescope.analysis.specialisation import NPMI_QUESTION
 
 ANALYSES: dict[str, Analysis] = {
@@ -15,6 +17,9 @@ ANALYSES: dict[str, Analysis] = {
     for question in (
         LOAD_QUESTION,
         NPMI_QUESTION,
+        DOMAINS_QUESTION,
+        RISK_QUESTION,
+        RISK_BETWEEN_QUESTION,
         SUPER_EXPERTS_QUESTION,
         AFFINITY_QUESTION,
         COACTIVATION_QUESTION,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
 
 INTERVAL = "95 % percentile intervals over documents drawn again with replacement; NaN with fewer than two documents"
 CELLS = 4_000_000
@@ -63,3 +63,72 @@ def mean_present(values: np.ndarray) -> np.ndarray:
     """Mean over the last axis of what is not NaN; NaN where all is."""
     n = (~np.isnan(values)).sum(axis=-1)
     return np.where(n > 0, np.nansum(values, axis=-1) / np.maximum(n, 1), np.nan)
+
+
+def drawn_within(
+    strata: Int[np.ndarray, " document"] | None, n: int, draws: int, rng: np.random.Generator
+) -> Iterator[Float[np.ndarray, "draw document"]]:
+    """The same with as many documents drawn from each stratum as it has; one stratum of all n where None."""
+    if strata is None:
+        yield from drawn_documents(n, draws, rng)
+        return
+    members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    step = max(1, CELLS // n)
+    for first in range(0, draws, step):
+        here = min(step, draws - first)
+        drawn = np.zeros((here, n))
+        for rows in members:
+            drawn[:, rows] = rng.multinomial(rows.size, np.full(rows.size, 1 / rows.size), size=here)
+        yield drawn
+
+
+def association_interval(
+    parts: Sequence[tuple[np.ndarray, np.ndarray]],
+    selections: Float[np.ndarray, "document expert"],
+    held: Float[np.ndarray, "document label"],
+    tokens: Float[np.ndarray, " document"],
+    score: Callable[..., np.ndarray],
+    resamples: int,
+    seed: int,
+    strata: Int[np.ndarray, " document"] | None = None,
+) -> tuple[Float[np.ndarray, "expert label"], Float[np.ndarray, "expert label"]]:
+    """95 % bootstrap interval of an association of experts and labels, documents being the unit.
+
+    Args:
+        parts: for each label, the documents that hold it and, for each of these, tokens of the label at which each
+            expert was active: (document [n], count [n, expert]).
+        selections: tokens at which each expert was active.
+        held: tokens of each label.
+        tokens: all tokens.
+        score: of (joint [draw, expert], label [draw, 1], expert [draw, expert], total [draw, 1]).
+        resamples: draws.
+        seed: of the draws; the same one draws the same documents, layer after layer.
+        strata: documents are drawn within each of these.
+
+    Returns:
+        (low, high); NaN for a label that fewer than two documents hold, and where no draw defines the score.
+    """
+    rng = np.random.default_rng(seed)
+    found: list[list[np.ndarray]] = [[] for _ in parts]
+    for drawn in drawn_within(strata, tokens.size, resamples, rng):
+        total, size, fired = drawn @ tokens, drawn @ held, drawn @ selections
+        for label, (rows, count) in enumerate(parts):
+            if rows.size > 1:
+                joint = drawn[:, rows] @ count
+                found[label].append(score(joint, size[:, label, None], fired, total[:, None]))
+    bounds = np.full((2, selections.shape[1], len(parts)), np.nan)
+    for label, values in enumerate(found):
+        if values:
+            bounds[..., label] = _bounds(np.concatenate(values))
+    return bounds[0], bounds[1]
+
+
+def _bounds(values: Float[np.ndarray, "draw column"]) -> Float[np.ndarray, "bound column"]:
+    """The 2.5th and 97.5th percentile of each column's numbers; NaN for a column without any."""
+    known = ~np.isnan(values)
+    whole, some = known.all(axis=0), known.any(axis=0)
+    bounds = np.full((2, values.shape[1]), np.nan)
+    bounds[:, whole] = np.quantile(values[:, whole], [0.025, 0.975], axis=0)
+    for column in np.flatnonzero(some & ~whole):
+        bounds[:, column] = np.quantile(values[known[:, column], column], [0.025, 0.975])
+    return bounds

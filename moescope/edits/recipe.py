@@ -203,8 +203,8 @@ class Recipe(BaseModel):
         """SteerMoE's recipe: promote the experts most tied to a label, demote those most tied to the others.
 
         Args:
-            result: with `risk_difference` by label, such as `analysis.npmi` gives.
-            label: whose behaviour is wanted.
+            result: with `risk_difference` by label, such as `analysis.npmi` gives, or from `analysis.risk_difference`.
+            label: whose behaviour is wanted; of two sets, the name of one.
             promote, demote: how many experts of the whole model.
         """
         edits, source = suggested.by_risk_difference(result, label, promote, demote)

@@ -27,7 +27,13 @@ def by_npmi(result: xr.Dataset, label: str, top: int, factor: float, stage: Stag
 
 def by_risk_difference(result: xr.Dataset, label: str, promote: int, demote: int) -> Suggestion:
     """Promote the experts of the largest risk difference, demote those of the smallest."""
-    difference = _of_label(result, label)["risk_difference"]
+    if "label" in result.dims:
+        difference = _of_label(result, label)["risk_difference"]
+    else:  # of two sets: their own difference, or its negative for the second set
+        sets = [str(result.attrs.get(name)) for name in ("first", "second")]
+        if label not in sets:
+            raise MoescopeError(f"This result compares {sets[0]!r} with {sets[1]!r}; there is no {label!r} in it.")
+        difference = result["risk_difference"] * (1 if label == sets[0] else -1)
     up, down = _largest(difference, promote), [(a, b, -c) for a, b, c in _largest(-difference, demote)]
     edits = [Promote(layer=layer, expert=(expert,)) for layer, expert, _ in up]
     edits += [Demote(layer=layer, expert=(expert,)) for layer, expert, _ in down]

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moescope import analysis
-from moescope.analysis.specialisation import ONE_LABEL, enough_permutations, score
+from moescope.analysis.association import score
+from moescope.analysis.label_tests import ONE_LABEL, enough_permutations
 from moescope.errors import MoescopeError
 from tests.analysis.made_stores import random_truth, write
 
