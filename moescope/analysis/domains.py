@@ -13,7 +13,7 @@ import xarray as xr
 
 from moescope.analysis.association import noted
 from moescope.analysis.counts import Phase, document_tables, labelling, sites_of
-from moescope.analysis.label_tests import Alternative, Correction, LabelTest, tested_by_label
+from moescope.analysis.label_tests import Alternative, Correction, LabelTest, against_dealings
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.pairs import PairCounts
 from moescope.analysis.question import LAYERS, PHASE, RESAMPLES, SEED, Analysis, Parameter
@@ -125,7 +125,7 @@ def _result(
     test: LabelTest,
     attrs: dict[str, Any],
 ) -> xr.Dataset:
-    found = tested_by_label(axis, tables, tokens, code, labels, share, test)
+    found = against_dealings(axis, tables, tokens, code, labels, share, test)
     count = axis.pad(found.counts)
     cell = ("layer", "expert", "label")
     with np.errstate(divide="ignore", invalid="ignore"):

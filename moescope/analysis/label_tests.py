@@ -84,7 +84,7 @@ class Tested:
     notes: list[str]
 
 
-def tested_by_label(
+def against_dealings(
     axis: LayerAxis,
     tables: Sequence[PairCounts],
     tokens: Int[np.ndarray, " document"],

@@ -14,7 +14,7 @@ import xarray as xr
 
 from moescope.analysis.association import noted, q_values
 from moescope.analysis.counts import Phase, document_tables, labelling, sites_of
-from moescope.analysis.label_tests import Alternative, Correction, LabelTest, tested_by_label
+from moescope.analysis.label_tests import Alternative, Correction, LabelTest, against_dealings
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.pairs import PairCounts, merge_pairs
 from moescope.analysis.question import LAYERS, PHASE, RESAMPLES, SEED, Analysis, Parameter
@@ -205,7 +205,7 @@ def _result(
     notes: Sequence[str] = (),
 ) -> xr.Dataset:
     names = [attrs["first"], attrs["second"]]
-    found = tested_by_label(axis, tables, tokens, code, names, difference, test, mirrored=True)
+    found = against_dealings(axis, tables, tokens, code, names, difference, test, mirrored=True)
     count = axis.pad(found.counts)
     cell = ("layer", "expert")
     probability = count / found.size

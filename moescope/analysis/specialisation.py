@@ -14,7 +14,7 @@ import xarray as xr
 
 from moescope.analysis.association import NO_P, association, score
 from moescope.analysis.counts import Phase, document_tables, labelling, sites_of
-from moescope.analysis.label_tests import Alternative, Correction, LabelTest, tested_by_label
+from moescope.analysis.label_tests import Alternative, Correction, LabelTest, against_dealings
 from moescope.analysis.labelled import LayerAxis, provenance
 from moescope.analysis.pairs import PairCounts
 from moescope.analysis.question import LAYERS, PHASE, RESAMPLES, SEED, Analysis, Parameter
@@ -201,7 +201,7 @@ def _with_null(
     test: LabelTest,
     attrs: dict,
 ) -> xr.Dataset:
-    found = tested_by_label(axis, tables, tokens, code, labels, score, test)
+    found = against_dealings(axis, tables, tokens, code, labels, score, test)
     statistics = dict(found.statistics)
     for bound in ("low", "high"):
         if bound in statistics:

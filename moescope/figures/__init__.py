@@ -20,21 +20,26 @@ if TYPE_CHECKING:
 
     from moescope.figures.affinities import affinity
     from moescope.figures.coactive import coactivation
+    from moescope.figures.domains import domain_specialisation
     from moescope.figures.effects import effect, expert_effects
     from moescope.figures.loads import load
     from moescope.figures.outliers import super_experts
     from moescope.figures.pathways import paths
+    from moescope.figures.risk import risk_difference, risk_difference_between
     from moescope.figures.specialisation import npmi
     from moescope.figures.theme import dark, template
 
 _HOME = {
     "affinity": "affinities",
     "coactivation": "coactive",
+    "domain_specialisation": "domains",
     "effect": "effects",
     "expert_effects": "effects",
     "load": "loads",
     "npmi": "specialisation",
     "paths": "pathways",
+    "risk_difference": "risk",
+    "risk_difference_between": "risk",
     "super_experts": "outliers",
     "dark": "theme",
     "template": "theme",
@@ -44,12 +49,15 @@ __all__ = [
     "affinity",
     "coactivation",
     "dark",
+    "domain_specialisation",
     "draw",
     "effect",
     "expert_effects",
     "load",
     "npmi",
     "paths",
+    "risk_difference",
+    "risk_difference_between",
     "super_experts",
     "template",
 ]

@@ -32,6 +32,11 @@ class Made:
         self.document, self.sequence, self.position, self.token_id = document, sequence, position, token_id
         self.expert, self.weight, self.valid = expert, weight, valid  # one [T, k] array per layer
 
+    def part(self, rows: np.ndarray) -> Made:
+        """The truth of some of its tokens."""
+        layers = [[values[rows] for values in each] for each in (self.expert, self.weight, self.valid)]
+        return Made(self.document[rows], self.sequence[rows], self.position[rows], self.token_id[rows], *layers)
+
 
 def random_truth(
     rng: np.random.Generator,

@@ -23,7 +23,7 @@ def test_parameters_are_those_of_the_function(entry, tmp_path):
     maxima = np.random.default_rng(0).random((2, 4)) + 0.1
     store = write(tmp_path / "s", made, [4, 3], {"domain": domain}, maxima=maxima, hidden=[1.0, 2.0])
     given = {p.name: p.default for p in entry.parameters}
-    result = entry.run(store, **given)
+    result = entry.run(*[store] * len(entry.inputs), **given)
     assert result.attrs["analysis"] == entry.name
     assert hasattr(figures, entry.figure)
     assert figures.draw(result).data

@@ -24,8 +24,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, Qwen2MoeForCausal
 
 import moescope as ms
 from moescope import decoding
-from moescope.analysis.counts import token_counts, token_totals
 from moescope.analysis.association import score
+from moescope.analysis.counts import token_counts, token_totals
 from moescope.data import ARITHMETIC, CORPUS
 from moescope.decoding.contrast import weak_routing
 from moescope.effects import matched

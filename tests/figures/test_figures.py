@@ -7,7 +7,7 @@ import pytest
 
 from moescope import analysis, figures
 from moescope.errors import MoescopeError
-from moescope.figures.specialisation import PALE
+from moescope.figures.label_maps import PALE
 from moescope.figures.theme import plain
 
 HOSTILE = '</script><img src=x onerror=alert(1)><a href="javascript:alert(2)">%{x}</a>\u202e\x00'

@@ -1,0 +1,150 @@
+"""One map of layers and experts per label, what chance explains in pale: how every specialisation is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from moescope.errors import MoescopeError
+from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
+from moescope.figures.theme import colour_bar, plain, row_height, template
+
+TITLE = 62
+"""Pixels between rows of panels: two lines of title and the axis."""
+PALE = 0.22
+"""Opacity of cells that chance explains."""
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What the maps of one result show.
+
+    Attributes:
+        value: [layer, expert, label] the colour.
+        stands: [layer, expert, label] cells beyond what chance explains.
+        titles: one per label, two lines, safe inside plotly's pseudo-HTML.
+        details: variables of the result that a cell's hover text names as customdata[0], [1], ...
+        hover: its lines, after the label and the place; the colour's value is z.
+        bar: settings of the colour bar.
+        reach: the colours end at -reach and reach.
+    """
+
+    value: np.ndarray
+    stands: np.ndarray
+    titles: Sequence[str]
+    details: Sequence[str]
+    hover: str
+    bar: dict
+    reach: float
+
+
+def label_maps(
+    result: xr.Dataset, maps: Maps, labels: Sequence[str] | None, most: int, columns: int | None
+) -> go.Figure:
+    """Draws them.
+
+    Args:
+        result: with dims layer, expert and label.
+        maps: what to show.
+        labels: which labels, in this order; all by default.
+        most: with more labels than this, only those with the most standing cells are drawn, and the figure says so.
+        columns: panels per row; by default as many as the number of experts allows.
+
+    Raises:
+        MoescopeError: a label that the result does not have.
+    """
+    chosen, known = _chosen(result, maps, labels, most), result.sizes["label"]
+    wide = columns or min(len(chosen), 4 if result.sizes["expert"] <= 32 else 2 if result.sizes["expert"] <= 128 else 1)
+    rows = -(-len(chosen) // wide)
+    layers = result.sizes["layer"]
+    panel = row_height(layers) * 0.62 * layers + 18
+    figure = make_subplots(
+        rows=rows,
+        cols=wide,
+        shared_xaxes=True,
+        shared_yaxes=True,
+        horizontal_spacing=0.03 if wide > 2 else 0.05,
+        vertical_spacing=min(0.9 / max(rows - 1, 1), TITLE / (rows * (panel + TITLE))),
+        subplot_titles=[maps.titles[index] for index in chosen],
+    )
+    for place, index in enumerate(chosen):
+        row, column = divmod(place, wide)
+        for trace in _panel(result, maps, index):
+            figure.add_trace(trace, row=row + 1, col=column + 1)
+    figure.update_xaxes(expert_axis(result, most=8, title={"text": ""}, tickangle=0))
+    figure.update_yaxes(layer_axis(result, title={"text": ""}))
+    for column in range(1, wide + 1):
+        lowest = rows if (rows - 1) * wide + column <= len(chosen) else rows - 1
+        figure.update_xaxes(title_text="expert", showticklabels=True, row=lowest, col=column)
+    for row in range(1, rows + 1):
+        figure.update_yaxes(title_text="layer", row=row, col=1)
+    figure.update_layout(
+        template=template("light"),
+        height=int(rows * (panel + TITLE) + 90),
+        showlegend=False,
+        coloraxis={
+            "cmin": -maps.reach,
+            "cmax": maps.reach,
+            "colorbar": colour_bar(rows * (panel + TITLE)) | maps.bar,
+        },
+    )
+    align_titles(figure, len(chosen))
+    if labels is None and len(chosen) < known:
+        figure.add_annotation(
+            text=f"{len(chosen)} of {known} labels are drawn; name others with labels=",
+            xref="paper",
+            yref="paper",
+            x=1,
+            y=1,
+            xanchor="right",
+            yanchor="bottom",
+            yshift=22,
+            showarrow=False,
+        )
+    return figure
+
+
+def panel_title(name: object, about: str) -> str:
+    """The two lines over a panel: the label, which is data, and a few words about it."""
+    return f"<b>{plain(name)}</b><br><span style='font-size:11px'>{about}</span>"
+
+
+def _chosen(result: xr.Dataset, maps: Maps, labels: Sequence[str] | None, most: int) -> list[int]:
+    known = [str(name) for name in result["label"].values]
+    unknown = [name for name in labels or [] if name not in known]
+    if unknown:
+        raise MoescopeError(f"The result has no label {unknown[0]!r}; it has {', '.join(known)}.")
+    if labels is not None:
+        return [known.index(name) for name in labels]
+    if len(known) <= most:
+        return list(range(len(known)))
+    ranked = np.argsort(-maps.stands.sum(axis=(0, 1)), kind="stable")[:most]
+    return sorted(int(index) for index in ranked)
+
+
+def _panel(result: xr.Dataset, maps: Maps, index: int) -> list[go.Heatmap]:
+    part, value, stands = result.isel(label=index), maps.value[..., index], maps.stands[..., index]
+    # Single precision: it is for reading, twice in the page, and the bulk of a large model's figure.
+    details = np.stack([part[name].values for name in maps.details], axis=-1).astype(np.float32)
+    return [
+        go.Heatmap(
+            z=np.where(kept, value, np.nan),
+            x=part["expert"].values,
+            y=layer_names(result),
+            coloraxis="coloraxis",
+            opacity=opacity,
+            customdata=details,
+            # A label's name is data: in meta it is printed, in the template it would be parsed.
+            meta=plain(result["label"].values[index]),
+            hoverongaps=False,
+            xgap=1,
+            ygap=1,
+            hovertemplate=f"%{{meta}}<br>layer %{{y}}, expert %{{x}}<br>{maps.hover}<extra></extra>",
+        )
+        for kept, opacity in ((~stands, PALE), (stands, 1.0))
+    ]
