@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moescope.analysis.contexts import Example, examples, top_tokens
     from moescope.analysis.counts import document_counts, document_tokens, token_counts, token_totals
     from moescope.analysis.domains import domain_specialisation, domain_specialisation_from_documents
+    from moescope.analysis.importance_table import importance
     from moescope.analysis.labelled import table
     from moescope.analysis.loads import balance, load, load_from_counts
     from moescope.analysis.outliers import super_experts, super_experts_from_maxima
@@ -47,6 +48,7 @@ _HOME = {
     "spread": "spreading",
     "Finding": "summary",
     "findings": "summary",
+    "importance": "importance_table",
     "table": "labelled",
     "balance": "loads",
     "load": "loads",
@@ -91,6 +93,7 @@ __all__ = [
     "domain_specialisation_from_documents",
     "examples",
     "findings",
+    "importance",
     "load",
     "load_from_counts",
     "npmi",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from moescope.analysis.affinities import AFFINITY_QUESTION
 from moescope.analysis.coactive import COACTIVATION_QUESTION
 from moescope.analysis.domains import DOMAINS_QUESTION
+from moescope.analysis.importance_table import IMPORTANCE_QUESTION
 from moescope.analysis.loads import LOAD_QUESTION
 from moescope.analysis.outliers import SUPER_EXPERTS_QUESTION
 from moescope.analysis.pathways import PATHS_QUESTION
@@ -21,6 +22,7 @@ ANALYSES: dict[str, Analysis] = {
         RISK_QUESTION,
         RISK_BETWEEN_QUESTION,
         SUPER_EXPERTS_QUESTION,
+        IMPORTANCE_QUESTION,
         AFFINITY_QUESTION,
         COACTIVATION_QUESTION,
         PATHS_QUESTION,

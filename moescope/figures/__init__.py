@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from moescope.figures.coactive import coactivation
     from moescope.figures.domains import domain_specialisation
     from moescope.figures.effects import effect, expert_effects
+    from moescope.figures.importance import importance
     from moescope.figures.loads import load
     from moescope.figures.outliers import super_experts
     from moescope.figures.pathways import paths
@@ -35,6 +36,7 @@ _HOME = {
     "domain_specialisation": "domains",
     "effect": "effects",
     "expert_effects": "effects",
+    "importance": "importance",
     "load": "loads",
     "npmi": "specialisation",
     "paths": "pathways",
@@ -53,6 +55,7 @@ __all__ = [
     "draw",
     "effect",
     "expert_effects",
+    "importance",
     "load",
     "npmi",
     "paths",
