@@ -35,11 +35,11 @@ class SlotSums:
 
     Attributes:
         document: [n] document numbers, ascending; those with a filled slot.
-        table: one sparse [document, expert] matrix for each of `SUMS`.
+        table: one sparse [document, expert] matrix (scipy's csr_array) for each of `SUMS`.
     """
 
     document: Int[np.ndarray, " document"]
-    table: dict[str, csr_array]
+    table: dict[str, Any]  # scipy's stubs do not know what its arrays can do
 
     def of(self, documents: Int[np.ndarray, " chosen"], draws: Float[np.ndarray, "draw chosen"]) -> dict[str, Any]:
         """Sums over documents counted `draws` times each: name -> [draw, expert]."""

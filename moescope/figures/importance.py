@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
@@ -56,15 +58,15 @@ def importance(result: xr.Dataset) -> go.Figure:
     figure.update_yaxes(layer_axis(result), row=1, col=1)
     figure.update_xaxes(axis | {"tickangle": -45, "ticks": ""}, row=1, col=2)
     figure.update_yaxes(axis | {"autorange": "reversed", "ticks": ""}, row=1, col=2)
-    colours = template("light").layout.colorscale
+    colours: Any = template("light").layout
     figure.update_layout(
         template=template("light"),
         height=height + 190,
         margin_t=92,
         showlegend=False,
-        coloraxis={"colorscale": colours.sequential, "reversescale": True, "cmin": 1,
+        coloraxis={"colorscale": colours.colorscale.sequential, "reversescale": True, "cmin": 1,
                    "cmax": float(result.sizes["expert"]), "showscale": False},
-        coloraxis2={"colorscale": colours.diverging, "cmin": -1, "cmax": 1,
+        coloraxis2={"colorscale": colours.colorscale.diverging, "cmin": -1, "cmax": 1,
                     "colorbar": {"title": {"text": "Spearman", "side": "right"}} | colour_bar(height)},
         updatemenus=[_menu(names, start, len(figure.data))],
     )  # fmt: skip
