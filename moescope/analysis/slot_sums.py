@@ -16,6 +16,7 @@ from scipy.sparse import csr_array
 
 from moescope.analysis.counts import Phase
 from moescope.analysis.kernels import kernel
+from moescope.analysis.spreading import over_shards
 from moescope.errors import StoreError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def slot_sums(store: Store, site: Any, norms: bool, phase: Phase | None = None) 
     """
 
     def compute() -> pa.Table:
-        parts = [part for shard in store.shards for part in _of_shard(shard, site, norms, phase)]
+        parts = [part for found in over_shards(store, _of_shard, site, norms, phase) for part in found]
         cell = np.concatenate([names for names, _ in parts]) if parts else np.empty(0, np.int64)
         values = np.concatenate([sums for _, sums in parts]) if parts else np.empty((0, len(SUMS)))
         whole, place = np.unique(cell, return_inverse=True)
