@@ -68,7 +68,7 @@ def importance(result: xr.Dataset) -> go.Figure:
                    "cmax": float(result.sizes["expert"]), "showscale": False},
         coloraxis2={"colorscale": colours.colorscale.diverging, "cmin": -1, "cmax": 1,
                     "colorbar": {"title": {"text": "Spearman", "side": "right"}} | colour_bar(height)},
-        updatemenus=[_menu(names, start, len(figure.data))],
+        updatemenus=[_menu(names, start, len(names) + 4)],
     )  # fmt: skip
     align_titles(figure, 2)
     return figure
