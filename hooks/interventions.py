@@ -21,6 +21,7 @@ from moescope.hooks.choosing import GONE, Choosing, Wish
 from moescope.hooks.facts import Undo, flat
 from moescope.hooks.parts import replace_parts
 from moescope.hooks.readings import SiteReading, rank_and_summarise
+from moescope.hooks.rows import EVERYWHERE, TouchedRows, Where
 from moescope.hooks.sites import Site, expert_modules, plain_path
 from moescope.hooks.taps import Tap, Want
 from moescope.hooks.watching import LinearWatch, override_forward
@@ -30,25 +31,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["scale", "mask", "remove", "zero", "promote", "demote", "ranks", "top_p", "patch", "replace"]
 Stage = Literal["logit", "score", "weight", "weight_renormalised"]
-
-
-@dataclass(frozen=True)
-class Where:
-    """Which rows an act touches; what is None does not restrict.
-
-    Attributes:
-        batch: rows of the batch.
-        positions: (first, end) positions in a sequence, pads not counted; negative numbers are not allowed.
-        phase: "prefill" (no key-value cache yet) or "decode".
-    """
-
-    batch: tuple[int, ...] | None = None
-    positions: tuple[int, int] | None = None
-    phase: Literal["prefill", "decode"] | None = None
-
-    @property
-    def everywhere(self) -> bool:
-        return self.batch is None and self.positions is None and self.phase is None
 
 
 @dataclass(frozen=True)
@@ -80,7 +62,7 @@ class Act:
     ids: torch.Tensor | None = None
     weights: torch.Tensor | None = None
     tensors: Mapping[str, torch.Tensor] | None = None
-    where: Where = Where()
+    where: Where = EVERYWHERE
 
     def __str__(self) -> str:
         said = [f"experts {', '.join(map(str, self.experts))}"] * bool(self.experts)
@@ -88,7 +70,7 @@ class Act:
         said += [f"ranks {', '.join(map(str, self.ranks))}"] * bool(self.ranks)
         said += [f"p {self.factor:g}"] * (self.kind == "top_p")
         said += ["not renormalised"] * (self.kind in ("ranks", "top_p") and not self.renormalise)
-        said += [f"{name} {value}" for name, value in vars(self.where).items() if value is not None]
+        said += [str(self.where)] * (not self.where.everywhere)
         return f"{self.kind} {', '.join(said)}"
 
     @property
@@ -116,7 +98,7 @@ class Live:
         self._acts = {key: list(some) for key, some in acts.items() if some}
         self._check = check
         self._undo: list[Undo] = []
-        self._rows = _Rows()
+        self._rows = TouchedRows()
         self._acted: dict[str, set[str]] = {}
         for key, some in self._acts.items():
             _require_possible(model, key, some)
@@ -253,49 +235,7 @@ def _require_possible(model: Model, key: str, acts: Sequence[Act]) -> None:
             raise MoescopeError(f"{key} has ranks 0 to {k - 1}; {act.ranks} are not among them.")
 
 
-class _Rows:
-    """What is known of the rows of the forward pass that runs now."""
-
-    def __init__(self) -> None:
-        self._shape = (0, 0)
-        self._positions: torch.Tensor | None = None
-        self._phase = "prefill"
-
-    def see(self, module: Any, args: Any, kwargs: Any) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        given = ids if ids is not None else kwargs.get("inputs_embeds")
-        if given is None:
-            raise RefusedError("A forward pass without token ids has no rows that an edit could be placed in.")
-        batch, length = given.shape[:2]
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))
-        past = int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
-        mask = kwargs.get("attention_mask")
-        if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-            positions = (mask.cumsum(-1) - 1)[:, -length:]
-        else:
-            positions = torch.arange(past, past + length, device=given.device).expand(batch, length)
-        self._shape, self._positions = (batch, length), positions
-        self._phase = "decode" if past else "prefill"
-
-    def of(self, where: Where) -> Callable[[], torch.Tensor | None]:
-        """What gives the touched rows, bool [T], of the pass that runs then; None where all are."""
-        return (lambda: None) if where.everywhere else (lambda: self._touched(where))
-
-    def _touched(self, where: Where) -> torch.Tensor:
-        assert self._positions is not None, "no forward pass has begun"
-        touched = torch.ones_like(self._positions, dtype=torch.bool)
-        if where.phase is not None and where.phase != self._phase:
-            touched &= False
-        if where.positions is not None:
-            touched &= (self._positions >= where.positions[0]) & (self._positions < where.positions[1])
-        if where.batch is not None:
-            rows = torch.zeros(self._shape[0], dtype=torch.bool, device=touched.device)
-            rows[[row for row in where.batch if row < self._shape[0]]] = True
-            touched &= rows.unsqueeze(-1)
-        return touched.flatten()
-
-
-def _at_call(model: Model, site: Site, acts: list[Act], rows: _Rows) -> list[Undo]:
+def _at_call(model: Model, site: Site, acts: list[Act], rows: TouchedRows) -> list[Undo]:
     """Ids and weights on their way into an experts module."""
     hf, semantics = model.hf, model.semantics[site.key]
     ranked = any(act.kind in ("ranks", "top_p") for act in acts)
@@ -311,8 +251,10 @@ def _at_call(model: Model, site: Site, acts: list[Act], rows: _Rows) -> list[Und
     def before(module: Any, args: Any, kwargs: Any) -> Any:
         hidden, ids, weights = experts_arguments(module, args, kwargs)
         for act in acts:
-            new_ids, new = _changed(act, ids, weights, words[0] if ranked else None, semantics, rows.of(act.where))
+            if rows.none(act.where):
+                continue
             touched = rows.of(act.where)()
+            new_ids, new = _changed(act, ids, weights, words[0] if ranked else None, semantics, touched)
             if touched is not None:
                 new_ids = torch.where(touched.unsqueeze(-1), new_ids, ids)
                 new = torch.where(touched.unsqueeze(-1), new, weights)
@@ -329,11 +271,11 @@ def _changed(
     weights: torch.Tensor,
     logits: torch.Tensor | None,
     semantics: Any,
-    touched: Callable[[], torch.Tensor | None],
+    touched: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and weights [T, k] after one act, in every row."""
     if act.kind == "patch":
-        return _patched(act, ids, weights, touched())
+        return _patched(act, ids, weights, touched)
     if act.kind in ("scale", "zero"):
         factor = 0.0 if act.kind == "zero" else act.factor
         hit = torch.isin(ids, torch.tensor(act.experts, device=ids.device))
@@ -389,7 +331,7 @@ def _contribution(site: Site, acts: list[Act]) -> dict[int, float]:
     return factors
 
 
-def _at_modules(model: Model, site: Site, acts: list[Act], rows: _Rows) -> list[Undo]:
+def _at_modules(model: Model, site: Site, acts: list[Act], rows: TouchedRows) -> list[Undo]:
     """Outputs of experts that are modules of their own."""
     modules = expert_modules(model.hf.get_submodule(site.experts))
 
@@ -402,7 +344,7 @@ def _at_modules(model: Model, site: Site, acts: list[Act], rows: _Rows) -> list[
     ]
 
 
-def _at_scaled_input(model: Model, site: Site, acts: list[Act], rows: _Rows) -> list[Undo]:
+def _at_scaled_input(model: Model, site: Site, acts: list[Act], rows: TouchedRows) -> list[Undo]:
     """llama4: rows of its experts' output stand expert after expert."""
     factors = _contribution(site, acts)
 
@@ -415,7 +357,7 @@ def _at_scaled_input(model: Model, site: Site, acts: list[Act], rows: _Rows) -> 
     return [model.hf.get_submodule(site.experts).register_forward_hook(after).remove]
 
 
-def _at_plan(model: Model, site: Site, acts: list[Act], rows: _Rows) -> list[Undo]:
+def _at_plan(model: Model, site: Site, acts: list[Act], rows: TouchedRows) -> list[Undo]:
     """jetmoe: gates stand in the router's plan, sorted by expert."""
     factors = _contribution(site, acts)
 
@@ -428,11 +370,11 @@ def _at_plan(model: Model, site: Site, acts: list[Act], rows: _Rows) -> list[Und
     return [model.hf.get_submodule(site.router).register_forward_hook(after).remove]
 
 
-def _refused(model: Model, site: Site, acts: list[Act], rows: _Rows) -> list[Undo]:
+def _refused(model: Model, site: Site, acts: list[Act], rows: TouchedRows) -> list[Undo]:
     raise RefusedError(f"{site.block} finds its experts by product keys; single ones cannot be edited while it runs.")
 
 
-PLACES: dict[str, Callable[[Any, Site, list[Act], _Rows], list[Undo]]] = {
+PLACES: dict[str, Callable[[Any, Site, list[Act], TouchedRows], list[Undo]]] = {
     "call": _at_call,
     "modules": _at_modules,
     "scaled input": _at_scaled_input,
