@@ -1,7 +1,8 @@
-"""What an edit does: the loss of a corpus with and without it, by label, beside random experts of the same layers.
+"""What an edit does to the loss of a corpus, beside random experts; what an answer owes to experts, tokens and paths.
 
 >>> result = effect(model, corpus, recipe, by="domain")      # one recipe, with controls
 >>> effects = expert_effects(model, corpus, by="domain")     # every expert masked alone
+>>> traced = trace_positions(model, Case(prompt, answer, source=other))   # routing patched from another prompt
 """
 
 from __future__ import annotations
@@ -10,22 +11,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moescope.effects.cases import Case, read_cases
     from moescope.effects.finding import between
     from moescope.effects.losses import Losses, document_losses
+    from moescope.effects.pathtraces import trace_paths
     from moescope.effects.recipes import effect, matched, sweep
+    from moescope.effects.traces import trace_experts, trace_layers, trace_positions
     from moescope.effects.tracing import expert_effects
 
 _HOME = {
+    "Case": "cases",
     "Losses": "losses",
     "between": "finding",
     "document_losses": "losses",
     "effect": "recipes",
     "expert_effects": "tracing",
     "matched": "recipes",
+    "read_cases": "cases",
     "sweep": "recipes",
+    "trace_experts": "traces",
+    "trace_layers": "traces",
+    "trace_paths": "pathtraces",
+    "trace_positions": "traces",
 }
 
-__all__ = ["Losses", "between", "document_losses", "effect", "expert_effects", "matched", "sweep"]
+__all__ = [
+    "Case", "Losses", "between", "document_losses", "effect", "expert_effects", "matched", "read_cases", "sweep",
+    "trace_experts", "trace_layers", "trace_paths", "trace_positions",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

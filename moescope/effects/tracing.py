@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import xarray as xr
@@ -20,6 +17,7 @@ from moescope.capturing.batches import Sequence as Context
 from moescope.capturing.batches import sequences
 from moescope.capturing.corpus import Corpus
 from moescope.capturing.run import token_losses
+from moescope.effects.keeping import opened, write_part
 from moescope.effects.losses import MAX_LENGTH
 from moescope.errors import MoescopeError, RefusedError
 from moescope.hooks import Model
@@ -145,16 +143,7 @@ class _Kept:
         self._folder, self._fresh = folder, []
         if folder is None:
             return
-        digest = hashlib.blake2b(json.dumps(question, sort_keys=True).encode(), digest_size=16).hexdigest()
-        folder.mkdir(parents=True, exist_ok=True)
-        mark = folder / "question.json"
-        if mark.is_file():
-            if json.loads(mark.read_text(encoding="utf-8")).get("digest") != digest:
-                raise MoescopeError(f"{folder} holds the answers to another question; choose another folder.")
-        elif any(folder.iterdir()):
-            raise MoescopeError(f"{folder} is not empty and holds no earlier run; choose another folder.")
-        else:
-            mark.write_text(json.dumps({"digest": digest, **question}, indent=2), encoding="utf-8")
+        opened(folder, question)
         for part in sorted(folder.glob("part-*.parquet")):
             table = pq.read_table(part)
             for number, tokens, nats in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
@@ -171,15 +160,14 @@ class _Kept:
     def flush(self) -> None:
         if self._folder is None or not self._fresh:
             return
-        table = pa.table({
-            "document": self._fresh,
-            "tokens": [self.done[number][0] for number in self._fresh],
-            "nats": [self.done[number][1].tolist() for number in self._fresh],
-        })  # fmt: skip
-        part = self._folder / f"part-{self._fresh[0]:08d}.parquet"
-        partial = part.with_suffix(".writing")
-        pq.write_table(table, partial)
-        partial.replace(part)
+        write_part(
+            self._folder / f"part-{self._fresh[0]:08d}.parquet",
+            {
+                "document": self._fresh,
+                "tokens": [self.done[number][0] for number in self._fresh],
+                "nats": [self.done[number][1].tolist() for number in self._fresh],
+            },
+        )
         self._fresh = []
 
     def __iter__(self) -> Iterator[int]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from moescope.figures.risk import risk_difference, risk_difference_between
     from moescope.figures.specialisation import npmi
     from moescope.figures.theme import dark, template
+    from moescope.figures.traces import trace_experts, trace_layers, trace_paths, trace_positions
 
 _HOME = {
     "affinity": "affinities",
@@ -43,6 +44,10 @@ _HOME = {
     "risk_difference": "risk",
     "risk_difference_between": "risk",
     "super_experts": "outliers",
+    "trace_experts": "traces",
+    "trace_layers": "traces",
+    "trace_paths": "traces",
+    "trace_positions": "traces",
     "dark": "theme",
     "template": "theme",
 }
@@ -63,6 +68,10 @@ __all__ = [
     "risk_difference_between",
     "super_experts",
     "template",
+    "trace_experts",
+    "trace_layers",
+    "trace_paths",
+    "trace_positions",
 ]
 
 
