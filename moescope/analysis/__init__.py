@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moescope.analysis.affinities import affinity, affinity_from_counts
+    from moescope.analysis.alignment import linear_cka, output_similarity, output_similarity_from_arrays
     from moescope.analysis.coactive import coactivation, coactivation_from_counts
     from moescope.analysis.contexts import Example, examples, top_tokens
     from moescope.analysis.counts import document_counts, document_tokens, token_counts, token_totals
@@ -24,12 +25,18 @@ if TYPE_CHECKING:
     from moescope.analysis.importance_table import importance
     from moescope.analysis.labelled import table
     from moescope.analysis.loads import balance, load, load_from_counts
+    from moescope.analysis.maps import expert_map, expert_map_from_features, gate_map, token_map
+    from moescope.analysis.matching import neuron_matching
     from moescope.analysis.outliers import super_experts, super_experts_from_maxima
+    from moescope.analysis.output_norms import norm_against_score
     from moescope.analysis.pairs import PairCounts
+    from moescope.analysis.pairwise import redundant_pairs
     from moescope.analysis.pathways import paths
     from moescope.analysis.question import Analysis, Parameter
     from moescope.analysis.registry import ANALYSES
     from moescope.analysis.risk import risk_difference, risk_difference_between, risk_difference_from_documents
+    from moescope.analysis.router_columns import logit_similarity
+    from moescope.analysis.similarities import gate_similarity, weight_similarity
     from moescope.analysis.specialisation import npmi, npmi_from_counts, npmi_from_documents
     from moescope.analysis.spreading import RayCluster, spread
     from moescope.analysis.summary import Finding, findings
@@ -37,6 +44,19 @@ if TYPE_CHECKING:
 
 _HOME = {
     "PairCounts": "pairs",
+    "expert_map": "maps",
+    "expert_map_from_features": "maps",
+    "gate_map": "maps",
+    "token_map": "maps",
+    "neuron_matching": "matching",
+    "gate_similarity": "similarities",
+    "weight_similarity": "similarities",
+    "linear_cka": "alignment",
+    "output_similarity": "alignment",
+    "output_similarity_from_arrays": "alignment",
+    "logit_similarity": "router_columns",
+    "norm_against_score": "output_norms",
+    "redundant_pairs": "pairwise",
     "document_counts": "counts",
     "document_tokens": "counts",
     "token_counts": "counts",
@@ -92,14 +112,25 @@ __all__ = [
     "domain_specialisation",
     "domain_specialisation_from_documents",
     "examples",
+    "expert_map",
+    "expert_map_from_features",
     "findings",
+    "gate_map",
+    "gate_similarity",
     "importance",
+    "linear_cka",
     "load",
     "load_from_counts",
+    "logit_similarity",
+    "neuron_matching",
+    "norm_against_score",
     "npmi",
     "npmi_from_counts",
     "npmi_from_documents",
+    "output_similarity",
+    "output_similarity_from_arrays",
     "paths",
+    "redundant_pairs",
     "risk_difference",
     "risk_difference_between",
     "risk_difference_from_documents",
@@ -108,9 +139,11 @@ __all__ = [
     "super_experts_from_maxima",
     "table",
     "token_counts",
+    "token_map",
     "token_totals",
     "top_tokens",
     "transition_counts",
+    "weight_similarity",
 ]
 
 

@@ -15,6 +15,7 @@ import xarray as xr
 from moescope.analysis.counts import sites_of
 from moescope.analysis.labelled import LayerAxis, provenance
 from moescope.analysis.pairwise import PairNull, pair_result
+from moescope.analysis.question import LAYERS, SEED, Analysis, Parameter
 from moescope.analysis.similarities import axis_of
 from moescope.errors import MoescopeError
 
@@ -243,3 +244,20 @@ def _hsic(x: np.ndarray, y: np.ndarray, debiased: bool) -> float:
         + float(own.sum() * other.sum()) / ((n - 1) * (n - 2))
         - 2 * float(own @ other) / (n - 2)
     )
+
+
+OUTPUT_SIMILARITY_QUESTION = Analysis(
+    name="output_similarity",
+    run=output_similarity,
+    figure="output_similarity",
+    help="Which experts of a layer give out the same, up to a rotation, on the tokens that selected both?",
+    parameters=(
+        LAYERS,
+        Parameter("debiased", bool, True, "without the bias that few tokens give CKA"),
+        Parameter("min_tokens", int, 30, "common tokens below which a pair is left out"),
+        Parameter("most_tokens", int, 512, "common tokens of a pair that are used at most"),
+        Parameter("draws", int, 19, "permutations of tokens behind the null; 0 for none"),
+        SEED,
+    ),
+    tier="activations",
+)

@@ -16,6 +16,7 @@ import xarray as xr
 
 from moescope.analysis.counts import document_tables, labelling, sites_of, token_counts, token_tables, token_totals
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
+from moescope.analysis.question import LAYERS, SEED, Analysis, Parameter
 from moescope.analysis.similarities import Layers, axis_of, layers_of
 from moescope.errors import MoescopeError
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from moescope.store import Store
 
-By = Literal["profile", "tokens", "outputs", "gate"]
+By = Literal["profile", "tokens", "outputs"]
 
 FEWEST = 6
 """Points below which there is nothing to lay out."""
@@ -102,7 +103,6 @@ def expert_map(
     store: Store,
     by: By = "profile",
     label: str | None = None,
-    rows: Layers | None = None,
     layers: Sequence[int] | None = None,
     vocabulary: int = 500,
     neighbours: int = 15,
@@ -117,10 +117,9 @@ def expert_map(
 
     Args:
         store: an open store.
-        by: "profile" (for which labels it is selected), "tokens" (for which token ids), "outputs" (what it gives out on
-            average; needs the activations tier with outputs) or "gate" (its router row; needs `rows`).
+        by: "profile" (for which labels it is selected), "tokens" (for which token ids) or "outputs" (what it gives out
+            on average; needs the activations tier with outputs). For router rows see `gate_map`.
         label: for "profile", the document label; the store's first if None.
-        rows: for "gate", by layer [E, R] or what `expert_weights` gives.
         layers: model layer indices; all that have these features if None.
         vocabulary: for "tokens", how many of the most frequent token ids.
         neighbours, min_dist, seed: as in `lay_out`.
@@ -131,30 +130,48 @@ def expert_map(
     Raises:
         MoescopeError: what the map needs is not there, or too few experts have it.
     """
-    if by not in ("profile", "tokens", "outputs", "gate"):
-        raise MoescopeError('`by` is "profile", "tokens", "outputs" or "gate".')
-    if by == "gate":
-        if rows is None:
+    if by not in ("profile", "tokens", "outputs"):
+        raise MoescopeError('`by` is "profile", "tokens" or "outputs"; for router rows use `gate_map`.')
+    sites = sites_of(store, layers)
+    if by == "outputs":
+        record = store.manifest.activations
+        if record is None or "outputs" not in record.kinds:
             raise MoescopeError(
-                "A store holds no router rows: give `rows`, by layer, from expert_weights of the model."
+                'This store keeps no expert outputs: capture it with activations=ms.Activations(["outputs"], ...).'
             )
-        held = {int(layer): np.asarray(getattr(given, "router", given)) for layer, given in layers_of(rows)}
-        wanted = held if layers is None else {layer: held[layer] for layer in layers if layer in held}
-        found, axis = {layer: _centred_unit(table) for layer, table in wanted.items()}, None
-    else:
-        sites = sites_of(store, layers)
-        if by == "outputs":
-            record = store.manifest.activations
-            if record is None or "outputs" not in record.kinds:
-                raise MoescopeError(
-                    'This store keeps no expert outputs: capture it with activations=ms.Activations(["outputs"], ...).'
-                )
-            sites = [site for site in sites if site.key in record.sites]
-        label = label or (store.labels[0] if store.labels else None)
-        found = dict(enumerate(_features(store, sites, by, label, vocabulary)))
-        axis = LayerAxis.of_sites(sites)
+        sites = [site for site in sites if site.key in record.sites]
+    label = label or (store.labels[0] if store.labels else None)
+    found = dict(enumerate(_features(store, sites, by, label, vocabulary)))
     attrs = provenance(store, by=by, label=label if by == "profile" else None, vocabulary=vocabulary)
-    return _expert_map(found, axis, attrs | {"features": FEATURES[by]}, neighbours, min_dist, seed)
+    attrs |= {"analysis": "expert_map", "features": FEATURES[by]}
+    return _expert_map(found, LayerAxis.of_sites(sites), attrs, neighbours, min_dist, seed)
+
+
+def gate_map(rows: Layers, neighbours: int = 15, min_dist: float = 0.1, seed: int = 0) -> xr.Dataset:
+    """A map of the experts of a model by their router rows.
+
+    How to read it: experts that stand together are called by the same hidden states. Rows of different layers read
+    different hidden states, so that what stands together across layers does so as far as the layers share a space.
+    Look at `trustworthiness` first, as for `expert_map`.
+
+    Args:
+        rows: by layer, arrays [E, R] or what `expert_weights` gives (its `router`).
+        neighbours, min_dist, seed: as in `lay_out`.
+
+    Returns:
+        As `expert_map_from_features`.
+
+    Raises:
+        MoescopeError: a layer without router rows, or too few experts.
+    """
+    found = {}
+    for layer, given in layers_of(rows):
+        table = np.asarray(getattr(given, "router", given), dtype=np.float64)
+        if table.ndim != 2:
+            raise MoescopeError(f"Layer {layer} needs one router row per expert, [E, R]; got {table.ndim} axes.")
+        found[int(layer)] = _centred_unit(table)
+    attrs = provenance(None, by="gate") | {"analysis": "gate_map", "features": FEATURES["gate"]}
+    return _expert_map(found, None, attrs, neighbours, min_dist, seed)
 
 
 def expert_map_from_features(
@@ -176,7 +193,7 @@ def expert_map_from_features(
     Raises:
         MoescopeError: layers with different numbers of features, or what `lay_out` raises.
     """
-    attrs = provenance(None, by="features") | {"features": "as given"}
+    attrs = provenance(None, by="features") | {"analysis": "expert_map", "features": "as given"}
     return _expert_map(dict(features), None, attrs, neighbours, min_dist, seed)
 
 
@@ -225,6 +242,7 @@ def token_map(
     layout = lay_out(np.concatenate(blocks, axis=1) / np.sqrt(len(blocks)), neighbours, min_dist, seed)
     texts = store.vocabulary()
     attrs = provenance(store, layers=None if layers is None else list(layers), min_count=min_count, most=most) | {
+        "analysis": "token_map",
         "features": FEATURES["token"],
         "table": "token",
         "table_order": "count",
@@ -240,7 +258,7 @@ def token_map(
             "token": chosen,
             "text": ("token", np.array([texts.get(int(token), "") for token in chosen], dtype=object)),
         },
-        attrs=attrs | _attributes("token_map", layout, min_dist, seed),
+        attrs=attrs | _attributes(layout, min_dist, seed),
     )
 
 
@@ -309,7 +327,7 @@ def _expert_map(
         {"x": (cell, whole[..., 0]), "y": (cell, whole[..., 1]), "exists": (cell, axis.exists)} | _quality(layout),
         coords=axis.coordinates(),
         attrs=attrs
-        | _attributes("expert_map", layout, min_dist, seed)
+        | _attributes(layout, min_dist, seed)
         | {"padding": PADDING, "table": "layer, expert", "table_order": "none"},
     )
 
@@ -323,9 +341,9 @@ def _quality(layout: Layout) -> dict[str, Any]:
     }
 
 
-def _attributes(name: str, layout: Layout, min_dist: float, seed: int) -> dict[str, Any]:
+def _attributes(layout: Layout, min_dist: float, seed: int) -> dict[str, Any]:
     return {
-        "analysis": name, "neighbours": layout.neighbours, "min_dist": min_dist, "seed": seed, "quality": QUALITY,
+        "neighbours": layout.neighbours, "min_dist": min_dist, "seed": seed, "quality": QUALITY,
     }  # fmt: skip
 
 
@@ -353,3 +371,46 @@ def _libraries() -> tuple[Any, Any]:
     except ImportError as error:
         raise MoescopeError('Maps need umap-learn: pip install "moescope[maps]".') from error
     return umap, trustworthiness
+
+
+_LAYOUT = (
+    Parameter("neighbours", int, 15, "neighbours of each point that the map tries to keep"),
+    Parameter("min_dist", float, 0.1, "how tightly points may be packed"),
+    SEED,
+)
+EXPERT_MAP_QUESTION = Analysis(
+    name="expert_map",
+    run=expert_map,
+    figure="expert_map",
+    help="Which experts are alike across layers, by what is routed to them or what they give out?",
+    parameters=(
+        Parameter("by", str, "profile", "labels, token ids, or mean outputs", ("profile", "tokens", "outputs")),
+        Parameter("label", str, None, "the document label of a profile (default: the first)"),
+        LAYERS,
+        Parameter("vocabulary", int, 500, "the most frequent token ids that by=tokens looks at"),
+        *_LAYOUT,
+    ),
+    tier="routing",
+)
+GATE_MAP_QUESTION = Analysis(
+    name="gate_map",
+    run=gate_map,
+    figure="gate_map",
+    help="Which experts are called alike across layers, by their router rows?",
+    parameters=_LAYOUT,
+    tier="none",
+    inputs=("weights",),
+)
+TOKEN_MAP_QUESTION = Analysis(
+    name="token_map",
+    run=token_map,
+    figure="token_map",
+    help="Which tokens are sent to the same experts?",
+    parameters=(
+        LAYERS,
+        Parameter("min_count", int, 20, "occurrences below which a token id is left out"),
+        Parameter("most", int, 2000, "token ids at most, the most frequent ones"),
+        *_LAYOUT,
+    ),
+    tier="routing",
+)

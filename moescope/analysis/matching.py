@@ -17,6 +17,7 @@ from scipy.stats import kendalltau
 
 from moescope.analysis.labelled import provenance
 from moescope.analysis.pairwise import PairNull, pair_result
+from moescope.analysis.question import SEED, Analysis, Parameter
 from moescope.analysis.similarities import Layers, axis_of, cosine, layers_of, matrices_of
 from moescope.errors import MoescopeError
 
@@ -188,3 +189,18 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     """Rows of length one; a row of zeros stays, so that a dead neuron is like nothing."""
     size = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(size > 0, size, 1.0)
+
+
+NEURON_MATCHING_QUESTION = Analysis(
+    name="neuron_matching",
+    run=neuron_matching,
+    figure="neuron_matching",
+    help="Which experts of a layer are the same up to the order of their neurons?",
+    parameters=(
+        Parameter("most", int, 10, "pairs of each layer to match, those nearest by a sketch"),
+        Parameter("draws", int, 19, "rotations behind the null, each as costly as the matching; 0 for none"),
+        SEED,
+    ),
+    tier="none",
+    inputs=("weights",),
+)

@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 
 from moescope.analysis.counts import sites_of
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
+from moescope.analysis.question import LAYERS, SEED, Analysis, Parameter
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -223,3 +224,13 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
         return float("nan")
     found: Any = spearmanr(a, b)  # scipy does not type what it gives
     return float(found[0])
+
+
+NORM_AGAINST_SCORE_QUESTION = Analysis(
+    name="norm_against_score",
+    run=norm_against_score,
+    figure="norm_against_score",
+    help="Do the experts that the router prefers give out more?",
+    parameters=(LAYERS, Parameter("draws", int, 999, "random signs and bootstrap samples of documents"), SEED),
+    tier="experts",
+)

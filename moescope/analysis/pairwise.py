@@ -28,11 +28,14 @@ class PairNull:
 
     Attributes:
         mean, p99: of all null values, every pair in every draw.
+        centre, spread: their mean and standard deviation after `stretched`.
         largest: [draw] the largest null value of any pair in each draw.
     """
 
     mean: float
     p99: float
+    centre: float
+    spread: float
     largest: Float[np.ndarray, " draw"]
 
     @classmethod
@@ -42,9 +45,25 @@ class PairNull:
         pooled = np.concatenate(values) if values else np.empty(0)
         pooled = pooled[~np.isnan(pooled)]
         if not pooled.size:
-            return cls(np.nan, np.nan, np.empty(0))
+            return cls(np.nan, np.nan, np.nan, np.nan, np.empty(0))
         largest = np.array([value[~np.isnan(value)].max(initial=-np.inf) for value in values])
-        return cls(float(pooled.mean()), float(np.quantile(pooled, 0.99, method="higher")), largest)
+        p99 = float(np.quantile(pooled, 0.99, method="higher"))
+        wide = stretched(pooled)
+        return cls(float(pooled.mean()), p99, float(wide.mean()), float(wide.std()), largest)
+
+    def steps(self) -> Float[np.ndarray, " draw"]:
+        """How many spreads above the centre the closest pair of each draw stands; 0 where the null does not vary."""
+        wide = stretched(self.largest)
+        return (wide - self.centre) / self.spread if self.spread > TIE else np.zeros(wide.size)
+
+    def at(self, steps: Float[np.ndarray, " draw"]) -> Float[np.ndarray, " draw"]:
+        """The similarity so many spreads above the centre."""
+        return np.tanh(self.centre + self.spread * steps)
+
+
+def stretched(similarity: np.ndarray) -> np.ndarray:
+    """Fisher's z of similarities up to 1: without it a threshold in spreads could lie above what a copy reaches."""
+    return np.arctanh(np.clip(similarity, -1 + TIE, 1 - TIE))
 
 
 def upper(matrix: Float[np.ndarray, "expert other"]) -> Float[np.ndarray, " pair"]:
@@ -69,16 +88,19 @@ def pair_result(
         attrs: provenance and notes.
 
     Returns:
-        Dataset with dims (layer, expert, other): similarity, the extras, p_max (1 + draws in which any pair of the
-        layer comes this close) / (1 + draws), z = robust z among the layer's own pairs, redundant (bool: closer than
-        any pair of any draw); with dims (layer): null_mean, null_p99, null_extreme; and the closest pairs of all
-        layers, dims (pair): pair_layer, pair_expert, pair_other, pair_similarity, pair_p_max, pair_z, pair_redundant.
+        Dataset with dims (layer, expert, other): similarity, the extras, p_max (1 + draws in which any pair of any
+        layer comes this close) / (1 + draws), z = robust z among the layer's own pairs, redundant (bool: above
+        null_extreme); with dims (layer): null_mean, null_p99, null_extreme (what no pair of any layer reached in any
+        draw, in the units of this layer); and the closest pairs of all layers, dims (pair): pair_layer, pair_expert,
+        pair_other, pair_similarity, pair_p_max, pair_z, pair_redundant. Where nothing is alike, the chance that any
+        pair of the whole result is `redundant` is 1 / (1 + draws), however many layers it has.
     """
     cell = ("layer", "expert", "other")
     matrices = [_without_diagonal(matrix) for matrix in similarity]
-    p_max = [_p_max(matrix, null) for matrix, null in zip(matrices, nulls, strict=True)]
+    reach = _reach(nulls)
+    p_max = [_p_max(matrix, null, reach) for matrix, null in zip(matrices, nulls, strict=True)]
     z = [robust_z(matrix) for matrix in matrices]
-    extreme = np.array([null.largest.max(initial=-np.inf) if null.largest.size else np.nan for null in nulls])
+    extreme = np.array([null.at(reach).max() if null.largest.size else np.nan for null in nulls])
     square = _square(axis, matrices)
     with np.errstate(invalid="ignore"):
         redundant = square > extreme[:, None, None] + TIE
@@ -105,7 +127,7 @@ def pair_result(
 
 
 def redundant_pairs(result: xr.Dataset) -> xr.Dataset:
-    """Every pair of experts that is closer than any pair of any draw of the null, closest first.
+    """Every pair of experts that is closer than any pair of any layer in any draw of the null, closest first.
 
     How to read it: a pair listed here is alike beyond what the null keeps; whether one of the two can go is another
     question, which only masking it answers. Where nearly all pairs of a layer are listed (experts copied from one
@@ -143,11 +165,22 @@ def robust_z(matrix: Float[np.ndarray, "expert other"]) -> Float[np.ndarray, "ex
     return 0.6745 * (matrix - median) / spread if spread > TIE else np.full(matrix.shape, np.nan)
 
 
-def _p_max(matrix: np.ndarray, null: PairNull) -> np.ndarray:
+def _reach(nulls: Sequence[PairNull]) -> Float[np.ndarray, " draw"]:
+    """[draw] how many spreads above its layer's null the closest pair of any layer stands.
+
+    Layers have nulls of different width: in spreads they can be held against each other, so that one threshold serves
+    for all layers together.
+    """
+    there = [null.steps() for null in nulls if null.largest.size]
+    draws = min((steps.size for steps in there), default=0)
+    return np.max([steps[:draws] for steps in there], axis=0) if draws else np.empty(0)
+
+
+def _p_max(matrix: np.ndarray, null: PairNull, reach: np.ndarray) -> np.ndarray:
     if not null.largest.size:
         return np.full(matrix.shape, np.nan)
-    reached = (null.largest[:, None, None] >= matrix - TIE).sum(axis=0)
-    return np.where(np.isnan(matrix), np.nan, (reached + 1) / (null.largest.size + 1))
+    reached = (null.at(reach)[:, None, None] >= matrix - TIE).sum(axis=0)
+    return np.where(np.isnan(matrix), np.nan, (reached + 1) / (reach.size + 1))
 
 
 def _without_diagonal(matrix: np.ndarray) -> np.ndarray:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from moescope.analysis.affinities import AFFINITY_QUESTION
+from moescope.analysis.alignment import OUTPUT_SIMILARITY_QUESTION
 from moescope.analysis.coactive import COACTIVATION_QUESTION
 from moescope.analysis.domains import DOMAINS_QUESTION
 from moescope.analysis.importance_table import IMPORTANCE_QUESTION
 from moescope.analysis.loads import LOAD_QUESTION
+from moescope.analysis.maps import EXPERT_MAP_QUESTION, GATE_MAP_QUESTION, TOKEN_MAP_QUESTION
+from moescope.analysis.matching import NEURON_MATCHING_QUESTION
 from moescope.analysis.outliers import SUPER_EXPERTS_QUESTION
+from moescope.analysis.output_norms import NORM_AGAINST_SCORE_QUESTION
 from moescope.analysis.pathways import PATHS_QUESTION
 from moescope.analysis.question import Analysis
 from moescope.analysis.risk import RISK_BETWEEN_QUESTION, RISK_QUESTION
+from moescope.analysis.router_columns import LOGIT_SIMILARITY_QUESTION
+from moescope.analysis.similarities import GATE_SIMILARITY_QUESTION, WEIGHT_SIMILARITY_QUESTION
 from moescope.analysis.specialisation import NPMI_QUESTION
 
 ANALYSES: dict[str, Analysis] = {
@@ -26,5 +32,14 @@ ANALYSES: dict[str, Analysis] = {
         AFFINITY_QUESTION,
         COACTIVATION_QUESTION,
         PATHS_QUESTION,
+        GATE_SIMILARITY_QUESTION,
+        LOGIT_SIMILARITY_QUESTION,
+        OUTPUT_SIMILARITY_QUESTION,
+        WEIGHT_SIMILARITY_QUESTION,
+        NEURON_MATCHING_QUESTION,
+        NORM_AGAINST_SCORE_QUESTION,
+        EXPERT_MAP_QUESTION,
+        GATE_MAP_QUESTION,
+        TOKEN_MAP_QUESTION,
     )
 }

@@ -16,6 +16,7 @@ import xarray as xr
 from moescope.analysis.counts import sites_of
 from moescope.analysis.labelled import LayerAxis, provenance
 from moescope.analysis.pairwise import PairNull, pair_result
+from moescope.analysis.question import LAYERS, SEED, Analysis, Parameter
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -197,3 +198,17 @@ def _interval(parts: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
             value = (products / square[:, [e]] / square + 1) / 2
         low[e], high[e] = np.percentile(value, [2.5, 97.5], axis=0)
     return low, high
+
+
+LOGIT_SIMILARITY_QUESTION = Analysis(
+    name="logit_similarity",
+    run=logit_similarity,
+    figure="logit_similarity",
+    help="Which experts does the router score alike over the tokens?",
+    parameters=(
+        LAYERS,
+        Parameter("draws", int, None, "rotations behind the null; 0 for none (default: up to 19)"),
+        SEED,
+    ),
+    tier="logits",
+)

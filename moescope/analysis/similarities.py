@@ -14,6 +14,7 @@ import xarray as xr
 
 from moescope.analysis.labelled import LayerAxis, provenance
 from moescope.analysis.pairwise import PairNull, pair_result
+from moescope.analysis.question import SEED, Analysis, Parameter
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -217,3 +218,28 @@ def _like(table: np.ndarray, null: str, rng: np.random.Generator) -> np.ndarray:
     mean = there.mean(axis=0)
     mix = rng.normal(size=(table.shape[0], there.shape[0])) / np.sqrt(max(there.shape[0] - 1, 1))
     return mean + mix @ (there - mean)
+
+
+WEIGHT_SIMILARITY_QUESTION = Analysis(
+    name="weight_similarity",
+    run=weight_similarity,
+    figure="weight_similarity",
+    help="Which experts of a layer have the same matrices, neuron by neuron in the same places?",
+    parameters=(Parameter("draws", int, 19, "random orders of the neurons behind the null; 0 for none"), SEED),
+    tier="none",
+    inputs=("weights",),
+)
+GATE_SIMILARITY_QUESTION = Analysis(
+    name="gate_similarity",
+    run=gate_similarity,
+    figure="gate_similarity",
+    help="Which experts of a layer are called by the same hidden states, by their router rows?",
+    parameters=(
+        Parameter("centred", bool, True, "take the layer's mean row away first"),
+        Parameter("null", str, "covariance", "what rows by chance share with these", ("covariance", "shuffle")),
+        Parameter("draws", int, 199, "draws of the null; 0 for none"),
+        SEED,
+    ),
+    tier="none",
+    inputs=("weights",),
+)

@@ -34,6 +34,7 @@ def run(name: str | None, arguments: list[str], general_help: Callable[[], str])
         screen.say(general_help())
         screen.table(("analysis", "the question it answers"), [(a.name, a.help) for a in ANALYSES.values()])
         return
+    name = str(name).replace("-", "_")
     if name not in ANALYSES:
         raise MoescopeError(f"There is no analysis {name!r}. There are: {', '.join(ANALYSES)}.")
     app = typer.Typer(
@@ -50,6 +51,7 @@ def _command(analysis: Analysis) -> Callable[..., None]:
     """A function with the analysis's parameters in its signature, which is what typer reads."""
 
     def command(**options: Any) -> None:
+        model = options.get("weights")
         inputs = [_INPUTS[name].read(options.pop(name)) for name in analysis.inputs]
         outputs = {key: options.pop(key) for key in OUTPUTS}
         for file in (outputs["csv"], outputs["html"]):
@@ -57,6 +59,8 @@ def _command(analysis: Analysis) -> Callable[..., None]:
                 raise MoescopeError(f"There is no folder {file.parent} to write {file.name} into.")
         given = {key: value for key, value in options.items() if value is not None and value != []}
         result = analysis.run(*inputs, **given)
+        if model is not None:
+            result.attrs["model"] = model
         _show(result, **outputs)
 
     signature = [_argument(name) for name in analysis.inputs]
@@ -81,6 +85,7 @@ def _weights(model: str) -> Iterator[tuple[int, Any]]:
     from moescope.hooks import load
     from moescope.hooks.weights import expert_weights
 
+    screen.quiet_transformers()
     loaded = load(model)
     for site in loaded.sites:
         yield site.layer, expert_weights(loaded, site.key)

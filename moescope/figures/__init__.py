@@ -24,9 +24,18 @@ if TYPE_CHECKING:
     from moescope.figures.effects import effect, expert_effects
     from moescope.figures.importance import importance
     from moescope.figures.loads import load
+    from moescope.figures.maps import expert_map, gate_map, token_map
+    from moescope.figures.matching import neuron_matching
     from moescope.figures.outliers import super_experts
     from moescope.figures.pathways import paths
     from moescope.figures.risk import risk_difference, risk_difference_between
+    from moescope.figures.similarities import (
+        gate_similarity,
+        logit_similarity,
+        norm_against_score,
+        output_similarity,
+        weight_similarity,
+    )
     from moescope.figures.specialisation import npmi
     from moescope.figures.theme import dark, template
     from moescope.figures.traces import trace_experts, trace_layers, trace_paths, trace_positions
@@ -35,6 +44,15 @@ _HOME = {
     "affinity": "affinities",
     "coactivation": "coactive",
     "domain_specialisation": "domains",
+    "expert_map": "maps",
+    "gate_map": "maps",
+    "token_map": "maps",
+    "neuron_matching": "matching",
+    "gate_similarity": "similarities",
+    "logit_similarity": "similarities",
+    "norm_against_score": "similarities",
+    "output_similarity": "similarities",
+    "weight_similarity": "similarities",
     "effect": "effects",
     "expert_effects": "effects",
     "importance": "importance",
@@ -60,18 +78,27 @@ __all__ = [
     "draw",
     "effect",
     "expert_effects",
+    "expert_map",
+    "gate_map",
+    "gate_similarity",
     "importance",
     "load",
+    "logit_similarity",
+    "neuron_matching",
+    "norm_against_score",
     "npmi",
+    "output_similarity",
     "paths",
     "risk_difference",
     "risk_difference_between",
     "super_experts",
     "template",
+    "token_map",
     "trace_experts",
     "trace_layers",
     "trace_paths",
     "trace_positions",
+    "weight_similarity",
 ]
 
 

@@ -54,21 +54,25 @@ def expert_map(result: xr.Dataset) -> go.Figure:
     return _figure(result, trace, "layer", {"nticks": 8})
 
 
+gate_map = expert_map
+
+
 def token_map(result: xr.Dataset, named: int = 40) -> go.Figure:
-    """Draws token ids as points, coloured by how often they occur; the most frequent ones are named.
+    """Draws token ids as points, coloured by how often they occur; the most frequent ones of each place are named.
 
     How to read it: see `READ`.
 
     Args:
         result: from `analysis.token_map`.
-        named: how many tokens are written out.
+        named: how many tokens are written out at most; fewer where they would stand on one another.
     """
     count = result["count"].values.astype(float)
     # Quotes come back as written: plotly shows their entities as they are, and in running text they do nothing.
     texts = [
         plain(repr(str(text))[1:-1]).replace("&quot;", '"').replace("&#x27;", "'") for text in result["text"].values
     ]
-    frequent = set(np.argsort(-count, kind="stable")[:named].tolist())
+    points = np.stack([result["x"].values, result["y"].values], axis=-1)
+    frequent = _apart(points, np.argsort(-count, kind="stable"), named)
     trace = go.Scatter(
         x=result["x"].values,
         y=result["y"].values,
@@ -96,9 +100,14 @@ def token_map(result: xr.Dataset, named: int = 40) -> go.Figure:
 def _figure(result: xr.Dataset, trace: go.Scatter, colour: str, bar: dict[str, Any]) -> go.Figure:
     figure = go.Figure(trace)
     blank = {"showgrid": False, "showticklabels": False, "zeroline": False, "title": {"text": ""}}
-    figure.update_xaxes(blank)
-    figure.update_yaxes(blank | {"scaleanchor": "x"})
+    points = np.stack([np.asarray(trace.x, dtype=float), np.asarray(trace.y, dtype=float)], axis=-1)
+    low, high = _bulk(points)
+    beyond = int(((points < low) | (points > high)).any(axis=1).sum())
+    figure.update_xaxes(blank | {"range": [low[0], high[0]]})
+    # Not at one scale: the axes of a map have no unit, and a page is wider than high.
+    figure.update_yaxes(blank | {"range": [low[1], high[1]]})
     quality = _quality(result)
+    far = f", {beyond} of them outside the frame (autoscale shows them)" if beyond else ""
     figure.update_layout(
         template=template("light"),
         height=560,
@@ -106,7 +115,7 @@ def _figure(result: xr.Dataset, trace: go.Scatter, colour: str, bar: dict[str, A
         title={
             "text": f"trustworthiness {quality['true']:.2f}"
             f"<br><sup>dealt at random {quality['chance']:.2f}, first two principal components {quality['pca']:.2f}; "
-            f"{int(result['points'])} points</sup>"
+            f"{int(result['points'])} points{far}</sup>"
         },
         coloraxis={
             "colorbar": {"title": {"text": colour, "side": "right"}} | bar | colour_bar(480),
@@ -114,6 +123,31 @@ def _figure(result: xr.Dataset, trace: go.Scatter, colour: str, bar: dict[str, A
         margin_t=70,
     )
     return figure
+
+
+def _bulk(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A frame that a handful of far points cannot blow up: (low, high) corner, never wider than all points need."""
+    if not len(points):
+        return np.zeros(2), np.ones(2)
+    low, high = np.quantile(points, [0.05, 0.95], axis=0)
+    reach = 0.6 * (high - low)
+    edge = 0.04 * np.maximum(np.ptp(points, axis=0), 1e-9)
+    low = np.maximum(low - reach, points.min(axis=0))
+    high = np.minimum(high + reach, points.max(axis=0))
+    return low - np.minimum(edge, 0.1 * (high - low) + 1e-9), high + np.minimum(edge, 0.1 * (high - low) + 1e-9)
+
+
+def _apart(points: np.ndarray, order: np.ndarray, most: int) -> set[int]:
+    """The first of `order` whose names would not stand on one another: none in a box around another."""
+    low, high = _bulk(points)
+    box = np.maximum(high - low, 1e-9) * [0.05, 0.035]
+    chosen: list[int] = []
+    for place in order[: 12 * most].tolist():
+        if len(chosen) == most:
+            break
+        if not chosen or (np.abs(points[chosen] - points[place]) > box).any(axis=1).all():
+            chosen.append(place)
+    return set(chosen)
 
 
 def _quality(result: xr.Dataset) -> dict[str, float]:

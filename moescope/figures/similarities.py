@@ -19,7 +19,7 @@ from moescope.figures.theme import BLUE, ORANGE, colour_bar, template
 
 READ = (
     "One square per layer: how alike each two of its experts are ({metric}). Experts are ordered so that similar ones "
-    "stand together, so their numbers do not run. A ring marks a pair that is closer than any pair of the layer in any "
+    "stand together, so their numbers do not run. A ring marks a pair that is closer than any pair of any layer in any "
     "draw of the null. The diagonal and pairs without a value are left empty."
 )
 """How to read the figure; filled in by `read`."""
@@ -106,6 +106,10 @@ def similarity(
     return figure
 
 
+# One figure for every way to compare experts; each result names its own measure.
+weight_similarity = gate_similarity = logit_similarity = output_similarity = similarity
+
+
 def clustered(matrix: np.ndarray) -> np.ndarray:
     """An order of experts in which similar ones stand together: average linkage, leaves in optimal order.
 
@@ -154,6 +158,9 @@ def norm_against_score(result: xr.Dataset) -> go.Figure:
             xgap=1,
             ygap=1,
             customdata=np.stack([share, count], axis=-1),
+            text=[[f"{value:.0%}" for value in row] for row in share],
+            texttemplate="%{text}" if len(share) <= 10 else "",
+            textfont={"size": 11},
             hovertemplate=(
                 "%{y}. by routing weight, %{x}. by output norm<br><b>%{customdata[0]:.1%}</b> of such experts "
                 f"(an even share: {even:.1%})<br>%{{customdata[1]:,.0f}} of them<extra></extra>"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moescope.analysis.labelled import table
-from moescope.analysis.maps import expert_map, expert_map_from_features, lay_out, token_map
+from moescope.analysis.maps import expert_map, expert_map_from_features, gate_map, lay_out, token_map
 from moescope.errors import MoescopeError
 from tests.analysis import made_stores
 from tests.analysis.function_stores import random_truth, write
@@ -128,19 +128,16 @@ def test_a_map_needs_what_it_is_of(tmp_path):
         expert_map(store)
     with pytest.raises(MoescopeError, match="keeps no expert outputs"):
         expert_map(store, by="outputs")
-    with pytest.raises(MoescopeError, match="no router rows"):
-        expert_map(store, by="gate")
-    with pytest.raises(MoescopeError, match='`by` is "profile"'):
-        expert_map(store, by="else")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(MoescopeError, match="use `gate_map`"):
+        expert_map(store, by="gate")  # pyright: ignore[reportArgumentType]
     with pytest.raises(MoescopeError, match="token ids occur"):
         token_map(store, min_count=10**6)
 
 
-def test_gate_rows_are_mapped_less_their_layers_mean(tmp_path):
-    store = specialists(tmp_path)
+def test_gate_rows_are_mapped_less_their_layers_mean():
     rng = np.random.default_rng(5)
     rows = {layer: groups(rng, each=3) + 100 * layer for layer in (0, 1)}
-    result = expert_map(store, by="gate", rows=rows, neighbours=4)
+    result = gate_map(rows, neighbours=4)
     free = [values - values.mean(axis=0) for values in rows.values()]
     unit = [values / np.linalg.norm(values, axis=1, keepdims=True) for values in free]
     np.testing.assert_array_equal(result["x"].values.ravel(), lay_out(np.concatenate(unit), neighbours=4).points[:, 0])

@@ -10,7 +10,36 @@ import pytest
 
 from moescope import analysis, figures
 from moescope.errors import MoescopeError
+from tests.analysis import function_stores
 from tests.analysis.made_stores import random_truth, write
+
+
+def given(entry, folder):
+    """What an analysis takes by position, made small: layers of 4 and 3 experts, or 7 and 6 where it draws a map."""
+    if "weights" in entry.inputs:
+        rng = np.random.default_rng(1)
+        return [{n: Weights(rng.normal(size=(n, 9)), experts(rng, n)) for n in (7, 6)}]
+    if entry.tier in ("logits", "experts", "activations"):
+        truth = function_stores.random_truth(np.random.default_rng(0), 9, (4, 3), k=2, longest=90)
+        return [function_stores.write(folder / "s", truth)]
+    longest = 400 if entry.name == "token_map" else 30
+    made = random_truth(np.random.default_rng(0), 9, [4, 3], [2, 1], longest=longest)
+    domain = ["abc"[d % (3 if entry.name == "expert_map" else 2)] for d in range(9)]
+    maxima = np.random.default_rng(0).random((2, 4)) + 0.1
+    store = write(folder / "s", made, [4, 3], {"domain": domain}, maxima=maxima, hidden=[1.0, 2.0])
+    return [store] * len(entry.inputs)
+
+
+class Weights(dict):
+    """Matrices by name, and router rows, as `expert_weights` gives them."""
+
+    def __init__(self, router, matrices):
+        super().__init__(matrices)
+        self.router = router
+
+
+def experts(rng, n):
+    return {name: rng.normal(size=(n, 6, 5)).astype(np.float32) for name in ("gate", "up", "down")}
 
 
 @pytest.mark.parametrize("entry", analysis.ANALYSES.values(), ids=lambda entry: entry.name)
@@ -18,19 +47,18 @@ def test_parameters_are_those_of_the_function(entry, tmp_path):
     keywords = inspect.signature(entry.run).parameters
     for parameter in entry.parameters:
         assert keywords[parameter.name].default == parameter.default
-    made = random_truth(np.random.default_rng(0), 9, [4, 3], [2, 1])
-    domain = [str(d % 2) for d in range(9)]
-    maxima = np.random.default_rng(0).random((2, 4)) + 0.1
-    store = write(tmp_path / "s", made, [4, 3], {"domain": domain}, maxima=maxima, hidden=[1.0, 2.0])
-    given = {p.name: p.default for p in entry.parameters}
-    result = entry.run(*[store] * len(entry.inputs), **given)
+    defaults = {p.name: p.default for p in entry.parameters}
+    result = entry.run(*given(entry, tmp_path), **defaults)
     assert result.attrs["analysis"] == entry.name
     assert hasattr(figures, entry.figure)
     assert figures.draw(result).data
     table = analysis.table(result)
-    # Layers of 4 and 3 experts: a row for each expert, each transition, each ordered pair in a layer, each path.
-    rows = {"affinity": 4 * 3, "coactivation": 4 * 3 + 3 * 2, "paths": 4 * 3}.get(entry.name, 7)
-    assert len(table) == rows * (2 if "label" in table else 1)
+    # Layers of 4 and 3 experts: a row for each expert, each transition, each ordered pair in a layer, each path, or
+    # each pair; layers of 7 and 6 where weights are given.
+    pairs = {"gate_similarity": 21 + 15, "weight_similarity": 21 + 15, "neuron_matching": 20}
+    pairs |= {"logit_similarity": 6 + 3, "output_similarity": 6 + 3, "gate_map": 13, "norm_against_score": 2}
+    rows = {"affinity": 4 * 3, "coactivation": 4 * 3 + 3 * 2, "paths": 4 * 3, "token_map": 20} | pairs
+    assert len(table) == rows.get(entry.name, 7) * (2 if "label" in table else 1)
     json.loads(table.to_json(orient="records"))
     # Flat attributes: the result can be saved.
     assert all(isinstance(value, (str, int, float)) for value in result.attrs.values())

@@ -5,9 +5,10 @@ import pytest
 import xarray as xr
 
 from moescope.analysis.maps import expert_map_from_features
+from moescope.analysis.matching import neuron_matching
 from moescope.analysis.similarities import gate_similarity, weight_similarity
 from moescope.errors import MoescopeError
-from moescope.figures import maps
+from moescope.figures import maps, matching
 from moescope.figures.similarities import clustered, norm_against_score, read, similarity
 from moescope.figures.theme import dark
 
@@ -140,3 +141,39 @@ def test_the_map_of_tokens_shows_text_as_written():
     assert "%{x}" in dots.text[1]  # printed: text is no template
     assert dots.text[2] == "\\n"
     np.testing.assert_allclose(dots.marker.color, np.log10([5, 500, 50]))
+
+
+def test_matched_pairs_stand_beside_their_null():
+    rng = np.random.default_rng(2)
+    parts = {name: rng.normal(size=(6, 9, 5)) for name in ("up", "down")}
+    order = rng.permutation(9)
+    for values in parts.values():
+        values[4] = values[1][order]
+    result = neuron_matching({3: parts}, most=5)
+    figure = matching.neuron_matching(result)
+    dots = [trace for trace in figure.data if trace.name == "beyond the null"]
+    assert [list(trace.x) for trace in dots] == [["3"], [result["in_place"].sel(layer=3, expert=1, other=4).item()]]
+    assert dots[0].y[0] == pytest.approx(1)
+    assert dots[0].customdata[0].tolist()[:3] == ["3", 1, 4]
+    assert sum(len(trace.x) for trace in figure.data if trace.name == "within the null") == 8  # 4 pairs, twice
+    (bar,) = (trace for trace in figure.data if trace.type == "bar")
+    np.testing.assert_allclose((bar.base + bar.y).astype(float), result["null_extreme"].values)
+    with pytest.raises(MoescopeError, match="neuron matching"):
+        matching.neuron_matching(pairs())
+
+
+def test_far_points_do_not_blow_up_the_frame():
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.normal(size=(300, 2)), [[500.0, -400.0]]])
+    result = xr.Dataset(
+        {"x": ("token", points[:, 0]), "y": ("token", points[:, 1]), "count": ("token", np.arange(301) + 1)}
+        | dict.fromkeys(("trustworthiness", "trustworthiness_chance", "trustworthiness_pca"), ((), 0.5))
+        | {"points": ((), 301)},
+        coords={"token": np.arange(301), "text": ("token", np.array([f"t{n}" for n in range(301)], dtype=object))},
+        attrs={"features": "x", "analysis": "token_map"},
+    )
+    figure = maps.token_map(result, named=1000)
+    assert figure.layout.xaxis.range[1] < 10
+    assert "1 of them outside" in figure.layout.title.text
+    named = [place for place, text in enumerate(figure.data[0].text) if text]
+    assert 10 < len(named) < 200  # not on one another
