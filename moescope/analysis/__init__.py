@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moescope.analysis.affinities import affinity, affinity_from_counts
     from moescope.analysis.alignment import linear_cka, output_similarity, output_similarity_from_arrays
+    from moescope.analysis.caching import Replayed, caches, replay_ids
     from moescope.analysis.coactive import coactivation, coactivation_from_counts
     from moescope.analysis.contexts import Example, examples, top_tokens
     from moescope.analysis.counts import document_counts, document_tokens, token_counts, token_totals
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from moescope.analysis.importance_table import importance
     from moescope.analysis.labelled import table
     from moescope.analysis.loads import balance, load, load_from_counts
+    from moescope.analysis.local_routing import consistency, segment_routing, window_counts
     from moescope.analysis.maps import expert_map, expert_map_from_features, gate_map, token_map
     from moescope.analysis.matching import neuron_matching
+    from moescope.analysis.offloading import offload
     from moescope.analysis.outliers import super_experts, super_experts_from_maxima
     from moescope.analysis.output_norms import norm_against_score
     from moescope.analysis.pairs import PairCounts
@@ -43,6 +46,13 @@ if TYPE_CHECKING:
     from moescope.analysis.transitions import transition_counts
 
 _HOME = {
+    "Replayed": "caching",
+    "caches": "caching",
+    "replay_ids": "caching",
+    "consistency": "local_routing",
+    "segment_routing": "local_routing",
+    "window_counts": "local_routing",
+    "offload": "offloading",
     "PairCounts": "pairs",
     "expert_map": "maps",
     "expert_map_from_features": "maps",
@@ -102,11 +112,14 @@ __all__ = [
     "PairCounts",
     "Parameter",
     "RayCluster",
+    "Replayed",
     "affinity",
     "affinity_from_counts",
     "balance",
+    "caches",
     "coactivation",
     "coactivation_from_counts",
+    "consistency",
     "document_counts",
     "document_tokens",
     "domain_specialisation",
@@ -127,13 +140,16 @@ __all__ = [
     "npmi",
     "npmi_from_counts",
     "npmi_from_documents",
+    "offload",
     "output_similarity",
     "output_similarity_from_arrays",
     "paths",
     "redundant_pairs",
+    "replay_ids",
     "risk_difference",
     "risk_difference_between",
     "risk_difference_from_documents",
+    "segment_routing",
     "spread",
     "super_experts",
     "super_experts_from_maxima",
@@ -144,6 +160,7 @@ __all__ = [
     "top_tokens",
     "transition_counts",
     "weight_similarity",
+    "window_counts",
 ]
 
 

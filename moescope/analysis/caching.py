@@ -25,7 +25,7 @@ from moescope.analysis.runs import GROUPED, SHUFFLED, Cells, runs_of_ids, whole_
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Int
 
     from moescope.store import Store
 
@@ -34,11 +34,12 @@ WINDOWS = (4, 16, 64)
 RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 """Default cache sizes, in multiples of k; the paper finds most models served best at about 2."""
 SCOPE = (
-    "one token at a time; a cache of `size` experts in every layer, empty at the start of each sequence, into which all "
-    "experts of a token are loaded together, so that hits are judged before the token; no prefetching"
+    "one token at a time; a cache of `size` experts in every layer, empty at the start of each sequence, into which "
+    "all experts of a token are loaded together, so that hits are judged before the token; no prefetching"
 )
 UNDEFINED = (
-    "NaN where a token's k experts do not fit into the cache, or no token is; for the model where that is so in any layer"
+    "NaN where a token's k experts do not fit into the cache, or no token is; for the model where they do not fit in "
+    "any one layer"
 )
 CHANCE = "the share of a layer's experts that fit: what a cache of experts drawn at random hits"
 
@@ -58,10 +59,11 @@ def caches(
     """Hit rates of expert caches: LRU, LFU, SCH at several windows, and Belady, the best there can be.
 
     How to read it: `hit_rate` is the share of selected experts that the cache already held. LRU and LFU know the past
-    alone and can be built; SCH also knows the next m tokens, Belady all of them, and no cache beats it. What a policy has
-    beyond `shuffled` comes from the order of tokens, what `shuffled` has beyond `chance` from each sequence using
-    some experts more than others. `hit_rate` counts loads into a cache that is not full yet as hits, as the paper does;
-    in short sequences that is much of it: `hit_rate_empty` counts them as the misses they are.
+    alone and can be built; SCH also knows the next m tokens, Belady all of them, and no cache beats it. What a policy
+    has beyond `shuffled` comes from the order of tokens, what `shuffled` has beyond `chance` from each sequence using
+    some experts more than others and, for SCH and Belady, from foresight. `hit_rate` counts loads into a cache that is
+    not full yet as hits, as the paper does; in short sequences that is much of it: `hit_rate_empty` counts them as the
+    misses they are.
 
     Args:
         store: an open store with the routing tier.
@@ -76,7 +78,8 @@ def caches(
     Returns:
         Dataset with dims (layer, policy, size) or (layer, policy, size, label): hit_rate, hit_rate_low, hit_rate_high,
         hit_rate_empty, shuffled (mean hit_rate with tokens shuffled); the same but the layer with `model_` before the
-        name, all layers having caches of that size; (layer, size): chance; (layer) or (layer, label): selections.
+        name, all layers having caches of that size; (layer, size): chance; (size): model_chance; (layer) or (layer,
+        label): selections.
         Policies are "lru", "lfu", "sch-4" (m = 4), …, "belady".
 
     Raises:
@@ -195,9 +198,7 @@ class ReplayTask:
         return self.cells.label == label
 
 
-def replay_task(
-    chosen: Labelling, windows: Sequence[int], draws: int, seed: int, asked: dict[str, Any]
-) -> ReplayTask:
+def replay_task(chosen: Labelling, windows: Sequence[int], draws: int, seed: int, asked: dict[str, Any]) -> ReplayTask:
     """The policies and the cells of what is to be replayed; `asked` holds by, where and phase.
 
     Raises:
@@ -245,7 +246,9 @@ def _parsed(policy: str) -> tuple[int, int]:
     if name == "sch" and window.isdecimal() and int(window) > 0:
         return SCH, int(window)
     if policy not in ("lru", "lfu", "belady"):
-        raise MoescopeError(f"There is no policy {policy!r}: it is lru, lfu, belady, or sch-m with m a number of tokens.")
+        raise MoescopeError(
+            f"There is no policy {policy!r}: it is lru, lfu, belady, or sch-m with m a number of tokens."
+        )
     return {"lru": LRU, "lfu": LFU, "belady": BELADY}[policy], 0
 
 
@@ -305,7 +308,10 @@ def _variables(
         mixed = [of_site[policy][1] for of_site in found]
         hits, empty = (_with_sum([one.hits(sizes, full) for one in plain]) for full in (True, False))
         total = _with_sum([one.selections[:, None] for one in plain])
-        drawn, drawn_total = _with_sum([m.hits(sizes) for m in mixed]), _with_sum([m.selections[:, None] for m in mixed])
+        drawn, drawn_total = (
+            _with_sum([m.hits(sizes) for m in mixed]),
+            _with_sum([m.selections[:, None] for m in mixed]),
+        )
         for label in range(task.n_labels):
             mine = task.of_label(label)
             for row in range(shape[0]):
@@ -325,6 +331,8 @@ def _variables(
     width = np.array([site.n_experts for site in sites])
     chance = np.minimum(np.array(sizes)[None, :] / width[:, None], 1.0)
     variables["chance"] = (("layer", "size"), np.where(fits[:-1], chance, np.nan))
+    drawn = _share((chance * selections.sum(axis=1)[:, None]).sum(axis=0), selections.sum())
+    variables["model_chance"] = ("size", np.where(fits[-1], drawn, np.nan))
     per_label = [selections[:, task.of_label(label)].sum(axis=1) for label in range(task.n_labels)]
     variables["selections"] = (("layer", "label"), np.stack(per_label, axis=1))
     return variables
@@ -335,7 +343,7 @@ def _with_sum(per_layer: list[np.ndarray]) -> list[np.ndarray]:
     return [*per_layer, np.sum(per_layer, axis=0)]
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def _share(part: np.ndarray, whole: Any) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(whole > 0, part / whole, np.nan)
 

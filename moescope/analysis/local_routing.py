@@ -242,7 +242,10 @@ class _Counted:
 
     def parts(self) -> list[np.ndarray]:
         """All arrays, each [row, m + 1], in the order they are kept in."""
-        return [table.reshape(-1, table.shape[-1]) for table in (*self.by_cell, *self.by_expert, *self.by_draw, *self.pooled)]
+        return [
+            table.reshape(-1, table.shape[-1])
+            for table in (*self.by_cell, *self.by_expert, *self.by_draw, *self.pooled)
+        ]
 
 
 def _counted(store: Store, site: Any, task: _Task) -> _Counted:
@@ -253,9 +256,7 @@ def _counted(store: Store, site: Any, task: _Task) -> _Counted:
         for runs in whole_runs(store, site, task.phase):
             cell, label = task.cells.of_runs(runs.document)
             for place, window in enumerate(task.windows):
-                count_windows(
-                    runs.ids, runs.edge, cell, window, found.by_cell[place], label, found.by_expert[place]
-                )
+                count_windows(runs.ids, runs.edge, cell, window, found.by_cell[place], label, found.by_expert[place])
             for draw in range(task.draws):
                 ids = runs.shuffled(task.seed, draw)
                 row = np.where(label < 0, -1, draw * task.n_labels + label)
@@ -311,7 +312,11 @@ def _dataset(
         for label in range(task.n_labels):
             mine = task.cells.label == label
             groups = [
-                _Group(found.by_cell[place][mine], found.by_expert[place][label], found.by_draw[place][label :: task.n_labels])
+                _Group(
+                    found.by_cell[place][mine],
+                    found.by_expert[place][label],
+                    found.by_draw[place][label :: task.n_labels],
+                )
                 for found in counted
             ]
             for row, group in enumerate(groups):
@@ -330,9 +335,7 @@ def _dataset(
         padded = np.stack([axis.pad(values) for values in by_window], axis=-1)
         variables[f"expert_{name}"] = (("layer", "expert", "window"), padded)
     variables["exists"] = (("layer", "expert"), axis.exists)
-    return xr.Dataset(
-        variables, coords=axis.coordinates() | {"window": task.windows, "label": labels}, attrs=attrs
-    )
+    return xr.Dataset(variables, coords=axis.coordinates() | {"window": task.windows, "label": labels}, attrs=attrs)
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,6 @@ def replay(ids, edge, cell, policy, window, depth, first):
     worth = np.zeros(experts, np.int64)
     ahead = np.zeros(experts, np.int64)
     used = np.zeros(experts, np.int64)
-    stamp = np.zeros(experts, np.int64)
     seen = np.zeros(experts, np.bool_)
     for run in range(cell.size):
         if cell[run] < 0:

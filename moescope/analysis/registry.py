@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from moescope.analysis.affinities import AFFINITY_QUESTION
 from moescope.analysis.alignment import OUTPUT_SIMILARITY_QUESTION
+from moescope.analysis.caching import CACHES_QUESTION
 from moescope.analysis.coactive import COACTIVATION_QUESTION
 from moescope.analysis.domains import DOMAINS_QUESTION
 from moescope.analysis.importance_table import IMPORTANCE_QUESTION
 from moescope.analysis.loads import LOAD_QUESTION
+from moescope.analysis.local_routing import CONSISTENCY_QUESTION
 from moescope.analysis.maps import EXPERT_MAP_QUESTION, GATE_MAP_QUESTION, TOKEN_MAP_QUESTION
 from moescope.analysis.matching import NEURON_MATCHING_QUESTION
+from moescope.analysis.offloading import OFFLOAD_QUESTION
 from moescope.analysis.outliers import SUPER_EXPERTS_QUESTION
 from moescope.analysis.output_norms import NORM_AGAINST_SCORE_QUESTION
 from moescope.analysis.pathways import PATHS_QUESTION
@@ -32,6 +35,9 @@ ANALYSES: dict[str, Analysis] = {
         AFFINITY_QUESTION,
         COACTIVATION_QUESTION,
         PATHS_QUESTION,
+        CONSISTENCY_QUESTION,
+        CACHES_QUESTION,
+        OFFLOAD_QUESTION,
         GATE_SIMILARITY_QUESTION,
         LOGIT_SIMILARITY_QUESTION,
         OUTPUT_SIMILARITY_QUESTION,

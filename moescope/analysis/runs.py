@@ -14,8 +14,8 @@ import numpy as np
 
 from moescope.analysis.counts import Labelling, Phase
 from moescope.analysis.locality_kernels import drop_repeats
+from moescope.analysis.routed_rows import kept_rows, runs_of, slot_ids
 from moescope.analysis.transition_kernels import reorder_runs, stirred
-from moescope.analysis.transitions import kept_rows, runs_of, slot_ids
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ GROUPS, FEWEST, CELLS = 200, 20, 4000
 GROUPED = "documents beyond {groups} of a label are drawn in {groups} groups of whole documents"
 
 SHUFFLED = (
-    "the tokens of each sequence in random order, the same in every layer: keeps what each sequence uses, and loses only "
-    "that neighbouring tokens use the same"
+    "the tokens of each sequence in random order, the same in every layer: keeps what each sequence uses, and loses "
+    "only that neighbouring tokens use the same"
 )
 
 
@@ -121,9 +121,7 @@ def _goes_on(document: np.ndarray, sequence: np.ndarray, next_document: np.ndarr
     return bool(document[-1] == next_document[0] and sequence[-1] == next_sequence[0])
 
 
-def runs_of_ids(
-    ids: Int[np.ndarray, "token rank"], sequence: Int[np.ndarray, " token"] | None, n_experts: int
-) -> Runs:
+def runs_of_ids(ids: Int[np.ndarray, "token rank"], sequence: Int[np.ndarray, " token"] | None, n_experts: int) -> Runs:
     """Plain ids as runs.
 
     Args:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from moescope.figures.affinities import affinity
+    from moescope.figures.caching import caches, offload
     from moescope.figures.coactive import coactivation
     from moescope.figures.domains import domain_specialisation
     from moescope.figures.effects import effect, expert_effects
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from moescope.figures.outliers import super_experts
     from moescope.figures.pathways import paths
     from moescope.figures.risk import risk_difference, risk_difference_between
+    from moescope.figures.segments import consistency
     from moescope.figures.similarities import (
         gate_similarity,
         logit_similarity,
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
     from moescope.figures.traces import trace_experts, trace_layers, trace_paths, trace_positions
 
 _HOME = {
+    "caches": "caching",
+    "consistency": "segments",
+    "offload": "caching",
     "affinity": "affinities",
     "coactivation": "coactive",
     "domain_specialisation": "domains",
@@ -72,7 +77,9 @@ _HOME = {
 
 __all__ = [
     "affinity",
+    "caches",
     "coactivation",
+    "consistency",
     "dark",
     "domain_specialisation",
     "draw",
@@ -87,6 +94,7 @@ __all__ = [
     "neuron_matching",
     "norm_against_score",
     "npmi",
+    "offload",
     "output_similarity",
     "paths",
     "risk_difference",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +52,6 @@ def recut(store: Store, cuts: Sequence[int]) -> Store:
     (shard,) = store.shards
     edges = [0, *sorted(cuts), shard.n_tokens]
     cut = copy.copy(store)
-    cut.shards = [_Part(shard, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]  # pyright: ignore
+    cut.shards = [_Part(shard, a, b) for a, b in itertools.pairwise(edges)]  # pyright: ignore
     cut.cached = lambda name, compute, params=None: compute()  # pyright: ignore[reportAttributeAccessIssue]
     return cut

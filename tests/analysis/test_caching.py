@@ -147,7 +147,9 @@ def test_hit_rates_are_those_of_naive_caches(tmp_path_factory, seed, missing, cu
                     assert np.isnan(cell["chance"])
                     continue
                 hits, cold = np.sum([simulate(policy, tokens, size) for tokens in sequences], axis=0)
-                assert cell["hit_rate"].item() == pytest.approx((hits + cold) / total if total else math.nan, nan_ok=True)
+                assert cell["hit_rate"].item() == pytest.approx(
+                    (hits + cold) / total if total else math.nan, nan_ok=True
+                )
                 assert cell["hit_rate_empty"].item() == pytest.approx(hits / total if total else math.nan, nan_ok=True)
                 assert cell["chance"] == min(1, size / WIDTHS[layer])
                 so_far = whole.get((policy, size), (0, 0))
