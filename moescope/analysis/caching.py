@@ -219,7 +219,7 @@ def replayed(store: Store, sites: Sequence[Any], task: ReplayTask) -> list[dict[
     """Every policy in every layer: (as it was, by cell; shuffled, by label, all draws summed)."""
     jobs = [(site, policy) for site in sites for policy in task.policies]
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8, len(jobs))) as pool:
-        done = list(pool.map(lambda job: _replayed(store, *job, task), jobs))
+        done = list(pool.map(lambda job: _replayed(store, job[0], job[1], task), jobs))
     n = len(task.policies)
     return [dict(zip(task.policies, done[row * n : (row + 1) * n], strict=True)) for row in range(len(sites))]
 
