@@ -133,7 +133,8 @@ def measured(outputs: torch.Tensor, gather: Gather) -> dict[str, torch.Tensor]:
     """What is wanted of expert outputs [rows, D], by name."""
     parts: dict[str, torch.Tensor] = {}
     if gather.magnitudes:
-        parts["norm"] = torch.linalg.vector_norm(outputs, dim=-1, dtype=torch.float32)
+        wide = torch.promote_types(outputs.dtype, torch.float32)  # float64 is not narrowed while it is summed
+        parts["norm"] = torch.linalg.vector_norm(outputs, dim=-1, dtype=wide).float()
         parts["absmax"] = largest_magnitude(outputs).float()
     if gather.vectors:
         parts["vectors"] = outputs.detach()

@@ -478,7 +478,8 @@ def _same(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _tolerance(facts: Facts) -> float:
-    return REBUILD_TOLERANCE.get(facts.slots["vectors"].dtype, HALF_TOLERANCE)
+    dtype = facts.slots["vectors"].dtype  # a float64 model's arrays are float32 all the same
+    return REBUILD_TOLERANCE.get(torch.float32 if dtype is torch.float64 else dtype, HALF_TOLERANCE)
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -3,6 +3,7 @@
 >>> result = effect(model, corpus, recipe, by="domain")      # one recipe, with controls
 >>> effects = expert_effects(model, corpus, by="domain")     # every expert masked alone
 >>> traced = trace_positions(model, Case(prompt, answer, source=other))   # routing patched from another prompt
+>>> heapr(model, corpus)["heapr"]; naee(model, corpus, drop=2)["naee"]   # importance that needs the model
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moescope.effects.cases import Case, read_cases
+    from moescope.effects.atoms import heapr
     from moescope.effects.finding import between
     from moescope.effects.losses import Losses, document_losses
     from moescope.effects.pathtraces import trace_paths
     from moescope.effects.recipes import effect, matched, sweep
     from moescope.effects.traces import trace_experts, trace_layers, trace_positions
+    from moescope.effects.reconstruction import naee
+    from moescope.effects.router_rows import router_change
     from moescope.effects.tracing import expert_effects
 
 _HOME = {
@@ -26,8 +30,11 @@ _HOME = {
     "document_losses": "losses",
     "effect": "recipes",
     "expert_effects": "tracing",
+    "heapr": "atoms",
     "matched": "recipes",
     "read_cases": "cases",
+    "naee": "reconstruction",
+    "router_change": "router_rows",
     "sweep": "recipes",
     "trace_experts": "traces",
     "trace_layers": "traces",
@@ -39,6 +46,17 @@ __all__ = [
     "Case", "Losses", "between", "document_losses", "effect", "expert_effects", "matched", "read_cases", "sweep",
     "trace_experts", "trace_layers", "trace_paths", "trace_positions",
 ]  # fmt: skip
+    "Losses",
+    "between",
+    "document_losses",
+    "effect",
+    "expert_effects",
+    "heapr",
+    "matched",
+    "naee",
+    "router_change",
+    "sweep",
+]
 
 
 def __getattr__(name: str) -> Any:
