@@ -12,15 +12,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moescope.effects.cases import Case, read_cases
     from moescope.effects.atoms import heapr
+    from moescope.effects.cases import Case, read_cases
     from moescope.effects.finding import between
     from moescope.effects.losses import Losses, document_losses
     from moescope.effects.pathtraces import trace_paths
     from moescope.effects.recipes import effect, matched, sweep
-    from moescope.effects.traces import trace_experts, trace_layers, trace_positions
     from moescope.effects.reconstruction import naee
     from moescope.effects.router_rows import router_change
+    from moescope.effects.traces import trace_experts, trace_layers, trace_positions
     from moescope.effects.tracing import expert_effects
 
 _HOME = {
@@ -43,20 +43,9 @@ _HOME = {
 }
 
 __all__ = [
-    "Case", "Losses", "between", "document_losses", "effect", "expert_effects", "matched", "read_cases", "sweep",
-    "trace_experts", "trace_layers", "trace_paths", "trace_positions",
+    "Case", "Losses", "between", "document_losses", "effect", "expert_effects", "heapr", "matched", "naee", "read_cases",
+    "router_change", "sweep", "trace_experts", "trace_layers", "trace_paths", "trace_positions",
 ]  # fmt: skip
-    "Losses",
-    "between",
-    "document_losses",
-    "effect",
-    "expert_effects",
-    "heapr",
-    "matched",
-    "naee",
-    "router_change",
-    "sweep",
-]
 
 
 def __getattr__(name: str) -> Any:
