@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moescope.analysis.contexts import Example, examples, top_tokens
     from moescope.analysis.counts import document_counts, document_tokens, token_counts, token_totals
     from moescope.analysis.domains import domain_specialisation, domain_specialisation_from_documents
+    from moescope.analysis.grouping import expert_groups, expert_groups_from_usage
     from moescope.analysis.importance_table import importance
     from moescope.analysis.labelled import table
     from moescope.analysis.loads import balance, load, load_from_counts
@@ -53,6 +54,8 @@ _HOME = {
     "segment_routing": "local_routing",
     "window_counts": "local_routing",
     "offload": "offloading",
+    "expert_groups": "grouping",
+    "expert_groups_from_usage": "grouping",
     "PairCounts": "pairs",
     "expert_map": "maps",
     "expert_map_from_features": "maps",
@@ -125,6 +128,8 @@ __all__ = [
     "domain_specialisation",
     "domain_specialisation_from_documents",
     "examples",
+    "expert_groups",
+    "expert_groups_from_usage",
     "expert_map",
     "expert_map_from_features",
     "findings",

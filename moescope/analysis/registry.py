@@ -7,6 +7,7 @@ from moescope.analysis.alignment import OUTPUT_SIMILARITY_QUESTION
 from moescope.analysis.caching import CACHES_QUESTION
 from moescope.analysis.coactive import COACTIVATION_QUESTION
 from moescope.analysis.domains import DOMAINS_QUESTION
+from moescope.analysis.grouping import EXPERT_GROUPS_QUESTION
 from moescope.analysis.importance_table import IMPORTANCE_QUESTION
 from moescope.analysis.loads import LOAD_QUESTION
 from moescope.analysis.local_routing import CONSISTENCY_QUESTION
@@ -43,6 +44,7 @@ ANALYSES: dict[str, Analysis] = {
         OUTPUT_SIMILARITY_QUESTION,
         WEIGHT_SIMILARITY_QUESTION,
         NEURON_MATCHING_QUESTION,
+        EXPERT_GROUPS_QUESTION,
         NORM_AGAINST_SCORE_QUESTION,
         EXPERT_MAP_QUESTION,
         GATE_MAP_QUESTION,

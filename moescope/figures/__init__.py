@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moescope.figures.coactive import coactivation
     from moescope.figures.domains import domain_specialisation
     from moescope.figures.effects import effect, expert_effects
+    from moescope.figures.groups import expert_groups
     from moescope.figures.importance import importance
     from moescope.figures.loads import load
     from moescope.figures.maps import expert_map, gate_map, token_map
@@ -46,6 +47,7 @@ _HOME = {
     "caches": "caching",
     "consistency": "segments",
     "offload": "caching",
+    "expert_groups": "groups",
     "affinity": "affinities",
     "coactivation": "coactive",
     "domain_specialisation": "domains",
@@ -85,6 +87,7 @@ __all__ = [
     "draw",
     "effect",
     "expert_effects",
+    "expert_groups",
     "expert_map",
     "gate_map",
     "gate_similarity",
