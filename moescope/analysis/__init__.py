@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moescope.analysis.affinities import affinity, affinity_from_counts
     from moescope.analysis.alignment import linear_cka, output_similarity, output_similarity_from_arrays
+    from moescope.analysis.bit_budget import bits, bits_from_importance
     from moescope.analysis.caching import Replayed, caches, replay_ids
     from moescope.analysis.coactive import coactivation, coactivation_from_counts
+    from moescope.analysis.comparing import compare, divergence, overlap_of
     from moescope.analysis.contexts import Example, examples, top_tokens
     from moescope.analysis.counts import document_counts, document_tokens, token_counts, token_totals
     from moescope.analysis.domains import domain_specialisation, domain_specialisation_from_documents
@@ -36,17 +38,30 @@ if TYPE_CHECKING:
     from moescope.analysis.pairs import PairCounts
     from moescope.analysis.pairwise import redundant_pairs
     from moescope.analysis.pathways import paths
+    from moescope.analysis.placements import placement, placement_from_counts
     from moescope.analysis.question import Analysis, Parameter
     from moescope.analysis.registry import ANALYSES
     from moescope.analysis.risk import risk_difference, risk_difference_between, risk_difference_from_documents
     from moescope.analysis.router_columns import logit_similarity
+    from moescope.analysis.series import fluctuation
     from moescope.analysis.similarities import gate_similarity, weight_similarity
     from moescope.analysis.specialisation import npmi, npmi_from_counts, npmi_from_documents
     from moescope.analysis.spreading import RayCluster, spread
     from moescope.analysis.summary import Finding, findings
     from moescope.analysis.transitions import transition_counts
+    from moescope.analysis.whatif import experts_for, what_if
 
 _HOME = {
+    "placement_from_counts": "placements",
+    "placement": "placements",
+    "what_if": "whatif",
+    "experts_for": "whatif",
+    "fluctuation": "series",
+    "overlap_of": "comparing",
+    "divergence": "comparing",
+    "compare": "comparing",
+    "bits_from_importance": "bit_budget",
+    "bits": "bit_budget",
     "Replayed": "caching",
     "caches": "caching",
     "replay_ids": "caching",
@@ -119,10 +134,14 @@ __all__ = [
     "affinity",
     "affinity_from_counts",
     "balance",
+    "bits",
+    "bits_from_importance",
     "caches",
     "coactivation",
     "coactivation_from_counts",
+    "compare",
     "consistency",
+    "divergence",
     "document_counts",
     "document_tokens",
     "domain_specialisation",
@@ -132,7 +151,9 @@ __all__ = [
     "expert_groups_from_usage",
     "expert_map",
     "expert_map_from_features",
+    "experts_for",
     "findings",
+    "fluctuation",
     "gate_map",
     "gate_similarity",
     "importance",
@@ -148,7 +169,10 @@ __all__ = [
     "offload",
     "output_similarity",
     "output_similarity_from_arrays",
+    "overlap_of",
     "paths",
+    "placement",
+    "placement_from_counts",
     "redundant_pairs",
     "replay_ids",
     "risk_difference",
@@ -165,6 +189,7 @@ __all__ = [
     "top_tokens",
     "transition_counts",
     "weight_similarity",
+    "what_if",
     "window_counts",
 ]
 

@@ -17,6 +17,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from moescope.analysis.counts import Phase, document_counts, labelling, sites_of
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
+from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -358,3 +359,25 @@ def _solved(
         "table_order": "importance",
     }
     return xr.Dataset(variables, coords=axis.coordinates(), attrs=attrs)
+
+
+BITS_QUESTION = Analysis(
+    name="bits",
+    run=bits,
+    figure="bits",
+    help="How many bits should each expert get within a budget, and what does that save?",
+    parameters=(
+        Parameter("budget", float, 2.0, "bits for each expert on average, at most"),
+        Parameter("widths", int, (1, 2, 3), "widths there are", many=True),
+        Parameter("alpha", float, 1.0, "power of frequency"),
+        Parameter("beta", float, 1.0, "power of routing weight"),
+        Parameter("gamma", float, 2.0, "power of the error"),
+        Parameter("scope", str, "layer", "keep the budget in every layer, or over the model", ("layer", "model")),
+        LAYERS,
+        PHASE,
+        Parameter("draws", int, 200, "random dealings of the same widths"),
+        Parameter("time_limit", float, 30.0, "seconds for all programs"),
+        SEED,
+    ),
+    tier="routing",
+)

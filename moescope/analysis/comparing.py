@@ -20,6 +20,7 @@ from moescope.analysis.counts import Labelling, Phase, document_counts, labellin
 from moescope.analysis.discovery import adjusted
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.permutation import TIE
+from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
 from moescope.analysis.resampling import CELLS, INTERVAL, mean_present, ratio_interval
 from moescope.errors import MoescopeError
 
@@ -318,3 +319,21 @@ def _signed(values: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndar
 def _portions(draws: int, documents: int) -> list[int]:
     step = max(1, CELLS // max(documents, 1))
     return [min(step, draws - first) for first in range(0, draws, step)]
+
+
+COMPARE_QUESTION = Analysis(
+    name="compare",
+    run=compare,
+    figure="compare",
+    help="How does the routing of the same tokens differ between two stores?",
+    parameters=(
+        Parameter("by", str, None, "label of the documents (default: all together)"),
+        LAYERS,
+        PHASE,
+        Parameter("permutations", int, 1000, "random exchanges of the stores by document"),
+        Parameter("resamples", int, 1000, "bootstrap draws of documents behind the intervals"),
+        SEED,
+    ),
+    tier="routing",
+    inputs=("store", "other"),
+)

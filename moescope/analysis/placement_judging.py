@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from moescope.analysis.labelled import PADDING, LayerAxis
+from moescope.analysis.placement_costs import COSTS, Network, time_of, traffic
 from moescope.analysis.placement_kernels import add_crossings
 from moescope.analysis.placement_programs import Solution, exflow, moetuner
 from moescope.analysis.placing import (
@@ -25,6 +26,7 @@ from moescope.analysis.placing import (
     widths_of,
 )
 from moescope.analysis.replication import eplb
+from moescope.analysis.resampling import mean_present
 from moescope.analysis.routed_rows import Ranks, kept_rows, slot_ids
 from moescope.errors import MoescopeError
 
@@ -47,32 +49,6 @@ NULL = (
     "is the share of draws that cross no more than the method, itself counted. Intervals are over held-out documents "
     "(linearised, 95 %), those of random over draws"
 )
-
-
-@dataclass(frozen=True)
-class Network:
-    """The cost of a crossing: a simple model in which transfers neither overlap nor queue.
-
-    A token that changes device inside a node takes `latency_us + bytes_per_token / bandwidth`, to another node
-    `node_latency_us + bytes_per_token / node_bandwidth`; a layer takes `compute_us` times the load of its busiest
-    device over the mean. Their sum over layers is `microseconds`.
-
-    Attributes:
-        devices_per_node: neighbouring devices that share a node; all of them if None.
-        bandwidth: GB/s between devices of a node; 450 is NVLink 4 in one direction.
-        node_bandwidth: GB/s between nodes; 50 is one 400 Gb/s network card per device.
-        latency_us, node_latency_us: microseconds each crossing waits besides; 0 where large batches hide it.
-        compute_us: microseconds per token and layer on an evenly loaded device; 0 counts communication alone.
-        bytes_per_token: size of what is sent; the model's hidden state if None, and unknown for plain counts.
-    """
-
-    devices_per_node: int | None = None
-    bandwidth: float = 450.0
-    node_bandwidth: float = 50.0
-    latency_us: float = 0.0
-    node_latency_us: float = 0.0
-    compute_us: float = 0.0
-    bytes_per_token: float | None = None
 
 
 @dataclass(frozen=True)
@@ -145,58 +121,6 @@ def place(counts: Counts, loads: Sequence[np.ndarray], task: Task) -> Placed:
     return placed
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One placement on given tokens.
-
-    Attributes:
-        crossed: [step] share of tokens that change device; NaN without tokens.
-        across: [step] share that change node as well.
-        load: [layer, device] share of the layer's selections; NaN without one.
-    """
-
-    crossed: Float[np.ndarray, " step"]
-    across: Float[np.ndarray, " step"]
-    load: Float[np.ndarray, "layer device"]
-
-    @property
-    def imbalance(self) -> Float[np.ndarray, " layer"]:
-        """The busiest device's load over the mean."""
-        return self.load.max(axis=1) * self.load.shape[1]
-
-    def microseconds(self, task: Task) -> float:
-        """Time of a token by the cost model; see `Network`."""
-        network = task.network
-        if network.bytes_per_token is None:
-            return float("nan")
-        # GB/s are thousands of bytes per microsecond.
-        near = network.latency_us + network.bytes_per_token / (network.bandwidth * 1e3)
-        far = network.node_latency_us + network.bytes_per_token / (network.node_bandwidth * 1e3)
-        moved = np.asarray(task.slots) * ((self.crossed - self.across) * near + self.across * far)
-        return float(np.nansum(moved) + network.compute_us * np.nansum(self.imbalance))
-
-
-def measure(
-    hosts: Sequence[Float[np.ndarray, "expert device"]],
-    counts: Counts,
-    loads: Sequence[Float[np.ndarray, " expert"]],
-    per_node: int,
-) -> Measured:
-    """What a placement does with tokens of these transitions and loads; replicas are used at random."""
-    devices = hosts[0].shape[1]
-    node = onehot(np.arange(devices) // per_node, devices)
-    crossed, across = np.full(len(counts), np.nan), np.full(len(counts), np.nan)
-    for step, table in enumerate(counts):
-        total = table.sum()
-        if total > 0:
-            traffic = hosts[step].T @ table @ hosts[step + 1]
-            crossed[step] = max(0.0, 1 - np.trace(traffic) / total)
-            across[step] = max(0.0, 1 - np.trace(node.T @ traffic @ node) / total)
-    carried = np.stack([load @ held for load, held in zip(loads, hosts, strict=True)])
-    total = np.array([load.sum() for load in loads], dtype=np.float64)[:, None]
-    return Measured(crossed, across, np.where(total > 0, carried / np.where(total > 0, total, 1), np.nan))
-
-
 def judge(
     placed: Placed,
     halves: Sequence[Counts],
@@ -205,89 +129,110 @@ def judge(
     axis: LayerAxis,
 ) -> xr.Dataset:
     """The labelled result: `halves` are the counts solved on and the counts (with `loads`) to judge on."""
-    names, per_node = list(placed.hosts), task.per_node
-    judged = {name: measure(hosts, halves[1], loads, per_node) for name, hosts in placed.hosts.items()}
-    solved = {name: measure(hosts, halves[0], loads, per_node) for name, hosts in placed.hosts.items()}
+    names = list(placed.hosts)
     tokens = np.array([table.sum() for table in halves[1]], dtype=np.float64)
     if not tokens.any():
         raise MoescopeError("No held-out token has an expert in two neighbouring MoE layers: nothing to judge on.")
     plans = [[onehot(layer, task.devices) for layer in plan] for plan in placed.drawn]
-    drawn = [measure(hosts, halves[1], loads, per_node) for hosts in plans]
-    crossed = np.stack([judged[name].crossed for name in names], axis=1)
-    imbalance = np.stack([judged[name].imbalance for name in names], axis=1)
-    before = np.stack([solved[name].crossed for name in names], axis=1)
-    microseconds = np.array([judged[name].microseconds(task) for name in names])
-    random = names.index("random")
-    sums = np.array([np.nansum(one.crossed) for one in drawn])
-    crossed[:, random] = np.mean([one.crossed for one in drawn], axis=0)
-    before[:, random] = np.mean([measure(hosts, halves[0], loads, per_node).crossed for hosts in plans], axis=0)
-    imbalance[:, random] = np.mean([one.imbalance for one in drawn], axis=0)
-    microseconds[random] = np.mean([one.microseconds(task) for one in drawn])
-    per_token = np.nansum(crossed, axis=0)
-    p = (1 + (sums[:, None] <= per_token * (1 + 1e-12)).sum(axis=0)) / (len(drawn) + 1)
+    judged, before = (
+        {name: [traffic(placed.hosts[name], half, loads, task.per_node)] for name in names}
+        | {"random": [traffic(hosts, half, loads, task.per_node) for hosts in plans]}
+        for half in halves[::-1]
+    )
+    crossed, solved = (_means([[one.crossed for one in found[name]] for name in names]) for found in (judged, before))
+    imbalance = _means([[one.imbalance for one in judged[name]] for name in names])
+    times = [[time_of(one, task.network, task.slots) for one in judged[name]] for name in names]
+    per_token, used = np.nansum(crossed, axis=0), tokens > 0
+    low, high, p = _against_random(names, per_token, [np.nansum(one.crossed) for one in judged["random"]])
+    batch = _means([[np.array(time.batch) for time in found] for found in times])
+    per_method = {
+        "crossings_per_token": per_token,
+        "crossings_low": low,
+        "crossings_high": high,
+        "crossings_per_step": per_token / used.sum(),
+        "solved_crossings_per_step": mean_present(solved.T),
+        "p": p,
+        "imbalance_mean": mean_present(imbalance.T),
+        "imbalance_max": np.nanmax(imbalance, axis=0),
+        "microseconds": batch / task.network.batch,
+        "batch_microseconds": batch,
+        "alone_microseconds": _means([[np.array(time.alone) for time in found] for found in times]),
+        "seconds": np.array([placed.solutions[n].seconds if n in placed.solutions else 0.0 for n in names]),
+    }
+    bound = np.full(tokens.size, np.nan)
+    bound[used] = [step_bound(t, task.devices, task.uneven) / t.sum() for t in halves[1] if t.sum() > 0]
+    step, layer = ("step", "plan"), ("layer", "plan")
+    variables: dict[str, Any] = {name: ("plan", values) for name, values in per_method.items()}
+    variables |= _proven(placed, halves[0], solved, task) | _where(placed, axis)
+    variables |= {
+        "device_load": (("layer", "device", "plan"), np.stack([judged[name][0].load for name in names], axis=-1)),
+        "imbalance": (layer, imbalance),
+        "crossings": (step, crossed),
+        "solved_crossings": (step, solved),
+        "step_microseconds": (step, _means([[time.step for time in found] for found in times])),
+        "tokens": ("step", tokens),
+        "bound": ("step", bound),
+        "bound_per_step": ((), float(bound[used].mean())),
+        "expected_random": ((), (task.devices - 1) / task.devices),
+    }
+    layers = axis.layers
+    ends = layers if np.unique(layers).size == layers.size else axis.sites
+    coordinates = axis.coordinates() | {
+        "plan": names,
+        "device": np.arange(task.devices),
+        "step": [f"{a}-{b}" for a, b in itertools.pairwise(ends)],
+        "source_layer": ("step", layers[:-1]),
+        "target_layer": ("step", layers[1:]),
+    }
+    return xr.Dataset(variables, coords=coordinates, attrs=_attributes(placed, task))
+
+
+def _means(values: list[list[np.ndarray]]) -> Float[np.ndarray, "*row plan"]:
+    """Means over each method's placements, methods last."""
+    return np.stack([np.mean(of_method, axis=0) for of_method in values], axis=-1)
+
+
+def _against_random(names: list[str], per_token: np.ndarray, drawn: list[float]) -> tuple[np.ndarray, ...]:
+    """(low, high, p): 95 % of the draws for "random", and for the others the share of draws that cross no more."""
+    sums, random = np.array(drawn), names.index("random")
+    p = (1 + (sums[:, None] <= per_token * (1 + 1e-12)).sum(axis=0)) / (sums.size + 1)
     p[random] = np.nan
     low, high = np.full((2, len(names)), np.nan)
     low[random], high[random] = np.percentile(sums, [2.5, 97.5])
-    totals = np.array([table.sum() for table in halves[0]], dtype=np.float64)
-    objective = np.nansum(before * totals[:, None], axis=0)
-    copied = np.array([any((held > 1).any() for held in placed.replicas[name]) for name in names])
-    lowest = max(
-        sum(step_bound(table, task.devices, task.uneven) for table in halves[0]),
-        placed.solutions["exflow"].bound if "exflow" in placed.solutions else 0.0,
-    )
+    return low, high, p
+
+
+def _proven(placed: Placed, counts: Counts, solved: np.ndarray, task: Task) -> dict[str, Any]:
+    """Crossings on the half solved on, and how far they can be from the fewest there are; NaN with replicas."""
+    totals = np.array([table.sum() for table in counts], dtype=np.float64)
+    objective = np.nansum(solved * totals[:, None], axis=0)
+    lowest = sum(step_bound(table, task.devices, task.uneven) for table in counts)
+    if "exflow" in placed.solutions:
+        lowest = max(lowest, placed.solutions["exflow"].bound)
+    copied = np.array([any((held > 1).any() for held in placed.replicas[name]) for name in placed.hosts])
     with np.errstate(invalid="ignore", divide="ignore"):
-        bound = np.array([step_bound(table, task.devices, task.uneven) for table in halves[1]]) / tokens
         gap = np.where(objective > 0, np.maximum(objective - lowest, 0) / objective, 0.0)
-    used = tokens > 0
-    grid = ("layer", "expert", "method")
-    hosts = axis.pad([np.stack([placed.hosts[name][row] for name in names], axis=-1) for row in range(len(loads))])
-    replicas = axis.pad(
-        [np.stack([placed.replicas[name][row] for name in names], axis=-1) for row in range(len(loads))]
+    return {
+        "objective": ("plan", np.where(copied, np.nan, objective)),
+        "gap": ("plan", np.where(copied, np.nan, gap)),
+        "lower_bound": ((), lowest),
+    }
+
+
+def _where(placed: Placed, axis: LayerAxis) -> dict[str, Any]:
+    """Which device holds what."""
+    grid = ("layer", "expert", "plan")
+    hosts, replicas = (
+        axis.pad([np.stack([held[name][row] for name in held], axis=-1) for row in range(len(axis.layers))])
+        for held in (placed.hosts, placed.replicas)
     )
-    exists = axis.exists
-    alone = (hosts == 1).any(axis=2)
-    layers = axis.layers
-    return xr.Dataset(
-        {
-            "home": (grid, np.where(alone, np.nan_to_num(hosts).argmax(axis=2), np.nan)),
-            "replicas": (grid, replicas),
-            "hosts": (("layer", "expert", "device", "method"), hosts),
-            "device_load": (
-                ("layer", "device", "method"),
-                np.stack([judged[name].load for name in names], axis=-1),
-            ),
-            "imbalance": (("layer", "method"), imbalance),
-            "crossings": (("step", "method"), crossed),
-            "solved_crossings": (("step", "method"), before),
-            "tokens": ("step", tokens),
-            "bound": ("step", bound),
-            "crossings_per_token": ("method", per_token),
-            "crossings_low": ("method", low),
-            "crossings_high": ("method", high),
-            "crossings_per_step": ("method", per_token / used.sum()),
-            "solved_crossings_per_step": ("method", _mean(before)),
-            "p": ("method", p),
-            "imbalance_mean": ("method", _mean(imbalance)),
-            "imbalance_max": ("method", np.nanmax(imbalance, axis=0)),
-            "microseconds": ("method", microseconds),
-            "objective": ("method", np.where(copied, np.nan, objective)),
-            "gap": ("method", np.where(copied, np.nan, gap)),
-            "seconds": ("method", [placed.solutions[n].seconds if n in placed.solutions else 0.0 for n in names]),
-            "lower_bound": ((), lowest),
-            "bound_per_step": ((), float(bound[used].mean())),
-            "expected_random": ((), (task.devices - 1) / task.devices),
-            "exists": (("layer", "expert"), exists),
-        },
-        coords=axis.coordinates()
-        | {
-            "method": names,
-            "device": np.arange(task.devices),
-            "step": [f"{a}-{b}" for a, b in itertools.pairwise(layers)],
-            "source_layer": ("step", layers[:-1]),
-            "target_layer": ("step", layers[1:]),
-        },
-        attrs=_attributes(placed, task),
-    )
+    single = (hosts == 1).any(axis=2)
+    return {
+        "home": (grid, np.where(single, np.nan_to_num(hosts).argmax(axis=2), np.nan)),
+        "replicas": (grid, replicas),
+        "hosts": (("layer", "expert", "device", "plan"), hosts),
+        "exists": (("layer", "expert"), axis.exists),
+    }
 
 
 def _attributes(placed: Placed, task: Task) -> dict[str, Any]:
@@ -303,14 +248,8 @@ def _attributes(placed: Placed, task: Task) -> dict[str, Any]:
     network = {key: "none" if value is None else value for key, value in vars(task.network).items()}
     asked = {"devices": task.devices, "uneven": str(task.uneven), "redundant": task.redundant, "groups": task.groups}
     limits = {"time_limit": task.time_limit, "draws": task.draws, "seed": task.seed}
-    notes = {"null": NULL, "undefined": UNDEFINED, "padding": PADDING}
-    return asked | limits | network | proofs | notes | {"table": "layer, expert, method", "table_order": "none"}
-
-
-def _mean(values: Float[np.ndarray, "row method"]) -> Float[np.ndarray, " method"]:
-    """Means over the rows that are not NaN."""
-    defined = ~np.isnan(values)
-    return np.where(defined.any(axis=0), np.nansum(values, axis=0) / np.maximum(defined.sum(axis=0), 1), np.nan)
+    notes = {"null": NULL, "costs": COSTS, "undefined": UNDEFINED, "padding": PADDING}
+    return asked | limits | network | proofs | notes | {"table": "plan", "table_order": "none"}
 
 
 def errors_over_documents(

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from moescope.analysis.counts import Phase, document_counts, labelling
 from moescope.analysis.labelled import LayerAxis, provenance
-from moescope.analysis.placement_judging import Network, Task, errors_over_documents, judge, place
+from moescope.analysis.placement_costs import Network
+from moescope.analysis.placement_judging import Task, errors_over_documents, judge, place
 from moescope.analysis.placing import Counts, room, widths_of
+from moescope.analysis.question import PHASE, SEED, Analysis, Parameter
 from moescope.analysis.routed_rows import Ranks
 from moescope.analysis.transitions import site_pairs, transition_tables
 from moescope.errors import MoescopeError
@@ -33,7 +35,7 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn
 
 def placement(
     store: Store,
-    devices: int,
+    devices: int = 4,
     method: str | Sequence[str] = "all",
     split: float = 0.5,
     ranks: Ranks = "top1",
@@ -45,13 +47,20 @@ def placement(
     seed: int = 0,
     where: dict[str, str | Sequence[str]] | None = None,
     phase: Phase | None = None,
-    **network: float,
+    devices_per_node: int | None = None,
+    bandwidth: float = 450.0,
+    node_bandwidth: float = 50.0,
+    latency_us: float = 0.0,
+    node_latency_us: float = 0.0,
+    compute_us: float = 0.0,
+    bytes_per_token: float | None = None,
+    batch: int = 1024,
 ) -> xr.Dataset:
     """Where to put the experts, by several methods, each solved on some documents and judged on the others.
 
     How to read it: `crossings_per_step` is the share of steps from one MoE layer to the next at which a held-out token
-    changes device: (D-1)/D at random, and never below `bound_per_step`, whatever the placement. `imbalance_mean` is how
-    much more than its share the busiest device of a layer does: 1 is even. A placement for few crossings may load
+    changes device: (D-1)/D at random, and not below `bound_per_step` with every expert held once. `imbalance_mean` is
+    how much more than its share the busiest device of a layer does: 1 is even. A placement for few crossings may load
     devices unevenly and the reverse: `microseconds` weighs both, by your own bandwidths. Believe a gain that
     `crossings_low` to `crossings_high` keep clear of the other method's; `solved_crossings_per_step` well below it is
     what did not carry over to new documents.
@@ -72,20 +81,27 @@ def placement(
         seed: of the split, the random placements and the local search.
         where: label -> value(s), documents to use.
         phase: "prefill" or "decode"; both if None.
-        network: the cost model's devices_per_node, bandwidth, node_bandwidth, latency_us, node_latency_us, compute_us
-            and bytes_per_token; see `Network`.
+        devices_per_node: devices that share a node; all of them if None.
+        bandwidth, node_bandwidth: GB/s of each device inside its node (450: NVLink 4) and to other nodes (50: a 400
+            Gb/s network card).
+        latency_us, node_latency_us: microseconds that a transfer waits besides, inside a node and between nodes.
+        compute_us: microseconds one device works for one token's experts at one layer; 0 counts communication alone.
+        bytes_per_token: size of what is sent; the model's hidden state if None.
+        batch: tokens that go through the layers together.
 
     Returns:
-        Dataset with dims (layer, expert, method): home = the device (0 .. D-1), replicas; (layer, expert, device,
-        method): hosts = the share of the expert's tokens each device serves; (layer, device, method): device_load =
-        share of the layer's held-out selections (all k slots); (layer, method): imbalance = its maximum over its mean;
-        (step, method): crossings = share of held-out tokens that change device, solved_crossings on the other half;
-        (step): tokens, held-out tokens (pairs of slots for "all") with both layers, bound = the least possible share;
-        (method): crossings_per_token = sum over steps, crossings_low, crossings_high (95 %), crossings_per_step =
-        mean over steps, solved_crossings_per_step, p, imbalance_mean, imbalance_max (over layers), microseconds per
-        token, objective = crossings on the half solved on, gap = (objective - lower_bound) / objective, seconds; and
-        lower_bound, bound_per_step (held out), expected_random. `step` is named "source-target". What exflow and
-        moetuner proved is in the attributes. For "random" all but home, hosts and device_load are means over draws.
+        Dataset with dims (layer, expert, plan): home = the device (0 .. D-1), replicas; (layer, expert, device,
+        plan): hosts = the share of the expert's tokens each device serves; (layer, device, plan): device_load =
+        share of the layer's held-out selections (all k slots); (layer, plan): imbalance = its maximum over its mean;
+        (step, plan): crossings = share of held-out tokens that change device, solved_crossings on the other half,
+        step_microseconds of a batch; (step): tokens, held-out tokens (pairs of slots for "all") with both layers, bound
+        = the least possible share; (plan): crossings_per_token = sum over steps, crossings_low, crossings_high
+        (95 %), crossings_per_step = mean over steps, solved_crossings_per_step, p, imbalance_mean, imbalance_max (over
+        layers), microseconds per token, batch_microseconds of a batch, alone_microseconds of one token by itself,
+        objective = crossings on the half solved on, gap = (objective - lower_bound) / objective, seconds; and
+        lower_bound, bound_per_step (held out), expected_random. `plan` is the method or control, `step` is named
+        "source-target". What exflow and moetuner proved is in the attributes. For "random" all but home, hosts and
+        device_load are means over draws.
 
     Raises:
         MoescopeError: one device, one MoE layer, experts that do not divide over devices, too few documents to split,
@@ -102,7 +118,19 @@ def placement(
         room(site.n_experts, devices, uneven)
     documents = labelling(store, None, where, phase).documents
     solving, held_out = split_documents(documents, split, seed)
-    costs = _network(network, devices)
+    costs = _network(
+        {
+            "devices_per_node": devices_per_node,
+            "bandwidth": bandwidth,
+            "node_bandwidth": node_bandwidth,
+            "latency_us": latency_us,
+            "node_latency_us": node_latency_us,
+            "compute_us": compute_us,
+            "bytes_per_token": bytes_per_token,
+            "batch": batch,
+        },
+        devices,
+    )
     if costs.bytes_per_token is None:
         width = BYTES.get(str(store.manifest.model.dtype).removeprefix("torch."))
         costs = replace(costs, bytes_per_token=width and float(store.manifest.model.hidden_size * width))
@@ -115,7 +143,7 @@ def placement(
     placed = place(halves[0], [load[:, 0] for load in loads], task)
     result = judge(placed, halves, [load[:, 1] for load in loads], task, LayerAxis.of_sites(store.sites))
     reach = 1.96 * errors_over_documents(store, pairs, ranks, held_out, phase, placed, result)
-    centre, drawn = result["crossings_per_token"], result["method"] == "random"
+    centre, drawn = result["crossings_per_token"], result["plan"] == "random"
     return result.assign(
         crossings_low=result["crossings_low"].where(drawn, np.maximum(centre - reach, 0)),
         crossings_high=result["crossings_high"].where(drawn, centre + reach),
@@ -149,7 +177,7 @@ def placement_from_counts(
     groups: int = 1,
     draws: int = 200,
     seed: int = 0,
-    **network: float,
+    **network: Any,
 ) -> xr.Dataset:
     """The same from plain tables of transitions.
 
@@ -159,6 +187,8 @@ def placement_from_counts(
         held_out, held_out_loads: the same from other tokens, to judge on; without them methods are judged on the tokens
             they were solved on, which flatters them.
         layers: model layer index of each layer; 0, 1, 2, ... if None.
+        network: devices_per_node, bandwidth, node_bandwidth, latency_us, node_latency_us, compute_us, bytes_per_token
+            and batch, as in `placement`; times are NaN without bytes_per_token.
         others: as in `placement`.
 
     Returns:
@@ -231,18 +261,19 @@ def _check(devices: int, split: float, draws: int) -> None:
         raise MoescopeError("`draws` must be 1 or more: random placements are the control.")
 
 
-def _network(asked: dict[str, float], devices: int) -> Network:
+def _network(asked: dict[str, Any], devices: int) -> Network:
     known = [entry.name for entry in fields(Network)]
     for name, value in asked.items():
         if name not in known:
             raise MoescopeError(f"The cost model has no {name!r}; it has {', '.join(known)}.")
-        if value is not None and (value < 0 or (value == 0 and "bandwidth" in name)):
-            raise MoescopeError(f"{name} must be above 0." if "bandwidth" in name else f"{name} must be 0 or more.")
+        above = "bandwidth" in name or name == "batch"
+        if value is not None and (value < 0 or (value == 0 and above)):
+            raise MoescopeError(f"{name} must be above 0." if above else f"{name} must be 0 or more.")
     per_node = asked.get("devices_per_node")
     if per_node is not None and (per_node != int(per_node) or per_node < 1 or devices % int(per_node)):
         raise MoescopeError(f"{devices} devices do not divide into nodes of {per_node:g}.")
     given = asked | ({} if per_node is None else {"devices_per_node": int(per_node)})
-    return Network(**given)  # pyright: ignore[reportArgumentType]
+    return Network(**given)
 
 
 def _loads(counts: Counts, given: Sequence[Float[np.ndarray, " expert"]] | None) -> list[Float[np.ndarray, " expert"]]:
@@ -250,3 +281,33 @@ def _loads(counts: Counts, given: Sequence[Float[np.ndarray, " expert"]] | None)
     if given is None:
         return [*(np.asarray(table).sum(axis=1) for table in counts), np.asarray(counts[-1]).sum(axis=0)]
     return [np.asarray(load, dtype=np.float64) for load in given]
+
+
+PLACEMENT_QUESTION = Analysis(
+    name="placement",
+    run=placement,
+    figure="placement",
+    help="Which device should hold which expert, and what does each answer cost on tokens it was not fitted to?",
+    parameters=(
+        Parameter("devices", int, 4, "devices that share the experts of each layer"),
+        Parameter("method", str, "all", "how to place", ("all", *METHODS)),
+        Parameter("split", float, 0.5, "share of documents to solve on; the others judge"),
+        Parameter("ranks", str, "top1", "follow first experts, or all k x k pairs", ("top1", "all")),
+        Parameter("time_limit", float, 30.0, "seconds for each of exflow and moetuner"),
+        Parameter("uneven", bool, False, "let devices differ by one expert per layer"),
+        Parameter("redundant", int, 0, "replicas per layer that eplb may add"),
+        Parameter("groups", int, 1, "groups of experts of a group-limited router"),
+        Parameter("draws", int, 200, "random placements"),
+        Parameter("devices_per_node", int, None, "devices that share a node (default: all)"),
+        Parameter("bandwidth", float, 450.0, "GB/s of each device inside its node"),
+        Parameter("node_bandwidth", float, 50.0, "GB/s of each device to other nodes"),
+        Parameter("latency_us", float, 0.0, "microseconds a transfer waits inside a node"),
+        Parameter("node_latency_us", float, 0.0, "microseconds a transfer waits between nodes"),
+        Parameter("compute_us", float, 0.0, "microseconds a device works for one token at one layer"),
+        Parameter("bytes_per_token", float, None, "size of what is sent (default: the hidden state)"),
+        Parameter("batch", int, 1024, "tokens that go through the layers together"),
+        PHASE,
+        SEED,
+    ),
+    tier="routing",
+)

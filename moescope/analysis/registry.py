@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from moescope.analysis.affinities import AFFINITY_QUESTION
 from moescope.analysis.alignment import OUTPUT_SIMILARITY_QUESTION
+from moescope.analysis.bit_budget import BITS_QUESTION
 from moescope.analysis.caching import CACHES_QUESTION
 from moescope.analysis.coactive import COACTIVATION_QUESTION
+from moescope.analysis.comparing import COMPARE_QUESTION
 from moescope.analysis.domains import DOMAINS_QUESTION
 from moescope.analysis.grouping import EXPERT_GROUPS_QUESTION
 from moescope.analysis.importance_table import IMPORTANCE_QUESTION
@@ -17,11 +19,14 @@ from moescope.analysis.offloading import OFFLOAD_QUESTION
 from moescope.analysis.outliers import SUPER_EXPERTS_QUESTION
 from moescope.analysis.output_norms import NORM_AGAINST_SCORE_QUESTION
 from moescope.analysis.pathways import PATHS_QUESTION
+from moescope.analysis.placements import PLACEMENT_QUESTION
 from moescope.analysis.question import Analysis
 from moescope.analysis.risk import RISK_BETWEEN_QUESTION, RISK_QUESTION
 from moescope.analysis.router_columns import LOGIT_SIMILARITY_QUESTION
+from moescope.analysis.series import FLUCTUATION_QUESTION
 from moescope.analysis.similarities import GATE_SIMILARITY_QUESTION, WEIGHT_SIMILARITY_QUESTION
 from moescope.analysis.specialisation import NPMI_QUESTION
+from moescope.analysis.whatif import WHAT_IF_QUESTION
 
 ANALYSES: dict[str, Analysis] = {
     question.name: question
@@ -49,5 +54,10 @@ ANALYSES: dict[str, Analysis] = {
         EXPERT_MAP_QUESTION,
         GATE_MAP_QUESTION,
         TOKEN_MAP_QUESTION,
+        PLACEMENT_QUESTION,
+        WHAT_IF_QUESTION,
+        BITS_QUESTION,
+        COMPARE_QUESTION,
+        FLUCTUATION_QUESTION,
     )
 }

@@ -19,6 +19,7 @@ from moescope.analysis.comparing import CONTROL, SUMS, UNDEFINED, block_sums
 from moescope.analysis.comparing_kernels import differ_last
 from moescope.analysis.counts import Phase, labelling
 from moescope.analysis.labelled import LayerAxis, provenance
+from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
 from moescope.analysis.resampling import INTERVAL, ratio_interval
 from moescope.errors import MoescopeError
 
@@ -167,3 +168,21 @@ def _ratio(
         found.append([part.reshape(shape) for part in (value, low, high)])
     stacked = np.stack([np.stack(parts) for parts in found], axis=-1)
     return {name: stacked[0], f"{name}_low": stacked[1], f"{name}_high": stacked[2]}
+
+
+FLUCTUATION_QUESTION = Analysis(
+    name="fluctuation",
+    run=fluctuation,
+    figure="fluctuation",
+    help="Over a series of checkpoints, when do tokens find their final expert?",
+    parameters=(
+        Parameter("steps", float, None, "training step of each store (default: 0, 1, 2, ...)", many=True),
+        Parameter("by", str, None, "label of the documents (default: all together)"),
+        LAYERS,
+        PHASE,
+        Parameter("resamples", int, 1000, "bootstrap draws of documents behind the intervals"),
+        SEED,
+    ),
+    tier="routing",
+    inputs=("stores",),
+)

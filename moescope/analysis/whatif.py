@@ -17,6 +17,7 @@ from scipy.special import softmax
 
 from moescope.analysis.counts import Phase, labelling, sites_of
 from moescope.analysis.labelled import LayerAxis, provenance
+from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
 from moescope.analysis.resampling import INTERVAL, ratio_interval
 from moescope.analysis.routed_rows import kept_rows
 from moescope.errors import MoescopeError
@@ -46,6 +47,8 @@ NOTES = (
     "are left out, tokens with none are not counted; NaN where no token counts"
 )
 
+NULL = "*_uniform and overlap_chance: a router that scores all experts alike, and n of E experts drawn at random"
+
 
 def what_if(
     store: Store,
@@ -62,9 +65,10 @@ def what_if(
 
     How to read it: `experts` is how many experts a token would get on average if as many were taken as reach the
     threshold of p; where it is below k, fixed k spends more than the router asks for, and labels with more are harder
-    to it. `kept_mass` at rank n is the share of the selected experts' weight that stays when only the first n are used.
-    `top_overlap` says whether the n experts with the largest p are those that were selected. `zero_share` is the share
-    of selections that compute nothing.
+    to it. `experts_uniform` is what a router would need that scores all alike. `kept_mass` at rank n is the share of
+    the selected experts' weight that stays when only the first n are used. `top_overlap` says whether the n experts
+    with the largest p are those that were selected (by chance n / E: `overlap_chance`). `zero_share` is the share of
+    selections that compute nothing.
 
     Args:
         store: an open store with the routing tier.
@@ -81,7 +85,9 @@ def what_if(
         counting from 1: kept_mass, kept_mass_low, kept_mass_high and, with logits, top_mass (share of all score in the
         n largest) and top_overlap (|n largest p, first n selected| / n); NaN beyond a layer's k (top_mass beyond its
         E; ranks go as far as k). (layer, label): zero_share and missing_share (of all slots), computed (experts that
-        compute, per token), zero_share_low, zero_share_high, tokens. `top_k` stands along layer.
+        compute, per token), zero_share_low, zero_share_high, tokens; and the same of a router that cannot tell
+        experts apart: (layer, threshold): experts_uniform; (layer, rank): kept_uniform = n / k and, with logits,
+        overlap_chance = n / E, which is also its top_mass. `top_k` stands along layer.
 
     Raises:
         MoescopeError: a threshold outside (0, 1), no logits tier where it was asked for, or nothing left to count.
@@ -99,7 +105,7 @@ def what_if(
     axis = LayerAxis.of_sites(sites)
     rng = np.random.default_rng(seed)
     deepest = max(site.top_k for site in sites)
-    variables = _variables(sums, rows, deepest, scores, resamples, rng)
+    variables = _variables(sums, rows, deepest, scores, resamples, rng) | _uniform(sites, levels, deepest, scores)
     attrs = provenance(
         store,
         analysis="what_if",
@@ -111,6 +117,7 @@ def what_if(
         resamples=resamples,
         seed=seed,
         source=SOURCES[scores],
+        null=NULL,
         interval=INTERVAL,
         undefined=NOTES,
         scope="the model is not run again: each layer's router is read as it was, with every layer before it unchanged",
@@ -292,6 +299,20 @@ def _variables(
     return variables
 
 
+def _uniform(sites: list[Any], levels: np.ndarray, deepest: int, scores: Scores) -> dict[str, Any]:
+    """What a router gives that scores every expert (with weights: every selected one) alike."""
+    ranks = np.arange(1, deepest + 1)
+    top_k, width = (np.array([getattr(site, name) for site in sites])[:, None] for name in ("top_k", "n_experts"))
+    of = width if scores == "logits" else top_k
+    needed = np.maximum(np.ceil(levels * of - 1e-9), 1.0)
+    found = {"kept_uniform": np.where(ranks <= top_k, ranks / top_k, np.nan)}
+    if scores == "logits":
+        found["overlap_chance"] = np.where(ranks <= top_k, ranks / width, np.nan)
+    return {"experts_uniform": (("layer", "threshold"), needed)} | {
+        name: (("layer", "rank"), values) for name, values in found.items()
+    }
+
+
 def _by_label(
     columns: list[np.ndarray],
     denominator: np.ndarray,
@@ -310,3 +331,21 @@ def _by_label(
         for table, values in zip(tables, (value, *ratio_interval(top[of], bottom[of], resamples, rng)), strict=True):
             table[: top.shape[1], label] = values
     return tables
+
+
+WHAT_IF_QUESTION = Analysis(
+    name="what_if",
+    run=what_if,
+    figure="what_if",
+    help="How many experts would a token need, and what would fewer of them keep?",
+    parameters=(
+        Parameter("thresholds", float, (0.3, 0.5, 0.7, 0.8, 0.9, 0.95), "shares of the router's score", many=True),
+        Parameter("scores", str, None, "p over all experts, or within the selected", ("logits", "weights")),
+        Parameter("by", str, None, "label of the documents (default: all together)"),
+        LAYERS,
+        PHASE,
+        Parameter("resamples", int, 1000, "bootstrap draws of documents behind the intervals"),
+        SEED,
+    ),
+    tier="routing",
+)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moescope.analysis import Analysis, Parameter
 
 OUTPUTS = {
+    "rows": (str, None, "Dimensions that make a row, e.g. layer or layer,expert (default: what the analysis names)."),
     "json": (bool, False, "Print JSON: the attributes and one object a row."),
     "csv": (Path, None, "Write the table to this CSV file."),
     "html": (Path, None, "Write the figure to this HTML file; it works offline."),
@@ -138,26 +139,27 @@ def _help(analysis: Analysis) -> str:
     return analysis.help + (f"\n\nHow to read it: {reading}" if reading else "")
 
 
-def _show(result: xr.Dataset, json: bool, csv: Path | None, html: Path | None) -> None:
-    rows = table(result)
+def _show(result: xr.Dataset, rows: str | None, json: bool, csv: Path | None, html: Path | None) -> None:
+    dims = None if rows is None else [name.strip() for name in rows.split(",")]
+    found = table(result, dims)
     if csv is not None:
-        rows.to_csv(csv, index=False)
+        found.to_csv(csv, index=False)
     if html is not None:
         from moescope.figures import draw
 
         draw(result).write_html(html, include_plotlyjs=True)
     if json:
-        screen.print_json({"attrs": result.attrs, "rows": rows.to_dict("records")})
+        screen.print_json({"attrs": result.attrs, "rows": found.to_dict("records")})
         return
     for path in (csv, html):
         if path is not None:
             screen.say(f"{path} is written")
     if csv is None and html is None:
-        numbers = [str(c) for c in rows.columns if rows[c].dtype.kind in "if"]
-        shown = rows.head(ROWS_SHOWN)
-        screen.table([str(c) for c in rows.columns], [[_cell(v) for v in row] for row in shown.to_numpy()], numbers)
-        if len(rows) > len(shown):
-            screen.say(f"{len(shown)} of {len(rows)} rows; --csv FILE or --json gives all")
+        numbers = [str(c) for c in found.columns if found[c].dtype.kind in "if"]
+        shown = found.head(ROWS_SHOWN)
+        screen.table([str(c) for c in found.columns], [[_cell(v) for v in row] for row in shown.to_numpy()], numbers)
+        if len(found) > len(shown):
+            screen.say(f"{len(shown)} of {len(found)} rows; --csv FILE or --json gives all")
 
 
 def _cell(value: Any) -> str:

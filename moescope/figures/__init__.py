@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from moescope.figures.affinities import affinity
+    from moescope.figures.bit_budget import bits
     from moescope.figures.caching import caches, offload
     from moescope.figures.coactive import coactivation
+    from moescope.figures.comparing import compare
     from moescope.figures.domains import domain_specialisation
     from moescope.figures.effects import effect, expert_effects
     from moescope.figures.groups import expert_groups
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
     from moescope.figures.matching import neuron_matching
     from moescope.figures.outliers import super_experts
     from moescope.figures.pathways import paths
+    from moescope.figures.placements import placement
     from moescope.figures.risk import risk_difference, risk_difference_between
     from moescope.figures.segments import consistency
+    from moescope.figures.series import fluctuation
     from moescope.figures.similarities import (
         gate_similarity,
         logit_similarity,
@@ -42,8 +46,14 @@ if TYPE_CHECKING:
     from moescope.figures.specialisation import npmi
     from moescope.figures.theme import dark, template
     from moescope.figures.traces import trace_experts, trace_layers, trace_paths, trace_positions
+    from moescope.figures.whatif import what_if
 
 _HOME = {
+    "fluctuation": "series",
+    "compare": "comparing",
+    "bits": "bit_budget",
+    "what_if": "whatif",
+    "placement": "placements",
     "caches": "caching",
     "consistency": "segments",
     "offload": "caching",
@@ -79,8 +89,10 @@ _HOME = {
 
 __all__ = [
     "affinity",
+    "bits",
     "caches",
     "coactivation",
+    "compare",
     "consistency",
     "dark",
     "domain_specialisation",
@@ -89,6 +101,7 @@ __all__ = [
     "expert_effects",
     "expert_groups",
     "expert_map",
+    "fluctuation",
     "gate_map",
     "gate_similarity",
     "importance",
@@ -100,6 +113,7 @@ __all__ = [
     "offload",
     "output_similarity",
     "paths",
+    "placement",
     "risk_difference",
     "risk_difference_between",
     "super_experts",
@@ -110,6 +124,7 @@ __all__ = [
     "trace_paths",
     "trace_positions",
     "weight_similarity",
+    "what_if",
 ]
 
 

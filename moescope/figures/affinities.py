@@ -11,7 +11,8 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from moescope.figures.axes import align_titles
-from moescope.figures.lift_maps import SIDE, chosen_maps, lift_maps, lift_reach, menu, say, square
+from moescope.figures.lift_maps import SIDE, chosen_maps, lift_maps, lift_reach, say, square
+from moescope.figures.menus import menu
 from moescope.figures.theme import BLUE, ORANGE, colour_bar, template
 
 READ = (

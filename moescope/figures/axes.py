@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
+from plotly.colors import sample_colorscale
+
+from moescope.figures.theme import BLUE, GREY, ORANGE
 
 
 def layer_names(result: xr.Dataset) -> list[str]:
@@ -55,3 +58,8 @@ def align_titles(figure: go.Figure, count: int) -> None:
         # Panels are numbered row by row; the first axis has no number.
         axis = layout[f"xaxis{place + 1}" if place else "xaxis"]
         annotation.update(x=axis.domain[0], xanchor="left", align="left", font={"size": 13})
+
+
+def depth_colours(count: int) -> list[str]:
+    """One colour for each of `count` layers: blue for the first, through grey, to orange for the last."""
+    return sample_colorscale([[0, BLUE], [0.5, GREY], [1, ORANGE]], [(i + 0.5) / count for i in range(count)])

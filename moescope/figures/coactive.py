@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from moescope.figures.lift_maps import chosen_maps, lift_maps, lift_reach, menu, say, square
+from moescope.figures.lift_maps import chosen_maps, lift_maps, lift_reach, say, square
+from moescope.figures.menus import menu
 
 READ = (
     "Orange: the two experts are active at the same token more often than their loads alone would have it, blue: less "

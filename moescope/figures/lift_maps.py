@@ -92,21 +92,6 @@ def square(figure: go.Figure, width: int, height: int, across: str, down: str, r
     )
 
 
-def menu(labels: list[str], groups: list[int], fixed: int) -> dict:
-    """A menu that shows one group of traces at a time, and always the `fixed` ones after them."""
-    buttons = [
-        {
-            "label": plain(name),
-            "method": "restyle",
-            "args": [
-                {"visible": [which == index for which, size in enumerate(groups) for _ in range(size)] + [True] * fixed}
-            ],
-        }
-        for index, name in enumerate(labels)
-    ]
-    return {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 30}}
-
-
 def say(figure: go.Figure, text: str) -> None:
     """A remark above the plot, at its right."""
     figure.add_annotation(

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from moescope.figures.lift_maps import menu
+from moescope.figures.menus import menu
 from moescope.figures.theme import GREY, template
 
 READ = (

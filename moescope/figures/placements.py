@@ -10,23 +10,27 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
+from moescope.figures.marks import chance_ticks, whiskers
 from moescope.figures.theme import BLUE, GREY, ORANGE, row_height, template
 
 READ = (
-    "Left: the share of steps from one MoE layer to the next at which a {judged} token changes device; the ring is the "
-    "same on the tokens the method was fitted to, whiskers are 95 % limits. No placement gets below the orange line; "
-    "random ones stand at the grey one ({chance:.0%}). Right: how many fair shares the busiest device of a layer does, "
-    "averaged over layers (bar) and in the worst layer (tick); 1 is even. Below: which device holds which expert, one "
-    "colour per device; choose the method above it. A gap is an expert with replicas on several devices."
+    "Above, left: the share of steps from one MoE layer to the next at which a {judged} token changes device; the ring "
+    "is the same on the tokens the method was fitted to, whiskers are 95 % limits. With every expert held once, no "
+    "placement gets below the orange line; random ones stand at the grey one ({chance:.0%}). Beside it: how many fair "
+    "shares the busiest device of a layer does, averaged over layers (bar) and in the worst layer (tick); 1 is "
+    "even{time}. Below: which device holds which expert, one colour per device; choose the method above it. A gap is "
+    "an expert with replicas on several devices."
 )
 """How to read the figure; filled in by `read`."""
+TIME = "; and the time per token that both cost, by the bandwidths and latencies that were given"
 NAMES = {"exflow": "ExFlow", "moetuner": "MoETuner", "eplb": "EPLB", "round_robin": "round robin"}
 
 
 def read(result: xr.Dataset) -> str:
     """How to read the figure of this result."""
     judged = "held-out" if "held out" in str(result.attrs["judged_on"]) else "counted"
-    return READ.format(judged=judged, chance=float(result["expected_random"]))
+    time = TIME if np.isfinite(result["microseconds"].values).any() else ""
+    return READ.format(judged=judged, time=time, chance=float(result["expected_random"]))
 
 
 def placement(result: xr.Dataset) -> go.Figure:
@@ -40,28 +44,37 @@ def placement(result: xr.Dataset) -> go.Figure:
     Returns:
         A plotly Figure whose height fits the number of layers and methods; a menu chooses the map's method.
     """
-    methods = [str(name) for name in result["method"].values]
+    methods = [str(name) for name in result["plan"].values]
     bars, rows = 30 * len(methods) + 40, row_height(result.sizes["layer"]) * result.sizes["layer"]
+    timed = bool(np.isfinite(result["microseconds"].values).any())
+    panels = 2 + timed
     figure = make_subplots(
         rows=2,
-        cols=2,
-        specs=[[{}, {}], [{"colspan": 2}, None]],
+        cols=panels,
+        specs=[[{}] * panels, [{"colspan": panels}, *[None] * (panels - 1)]],
+        column_widths=[0.5, *[0.5 / (panels - 1)] * (panels - 1)],
         row_heights=[bars / (bars + rows), rows / (bars + rows)],
         vertical_spacing=110 / (bars + rows + 110),
         horizontal_spacing=0.04,
         shared_yaxes=True,
-        subplot_titles=["steps at which a token changes device", "busiest device", "device of each expert"],
+        subplot_titles=["steps at which a token changes device", "busiest device"]
+        + ["time per token"] * timed
+        + ["device of each expert"],
     )
     for trace in _crossings(result):
         figure.add_trace(trace, row=1, col=1)
     for trace in _imbalance(result):
         figure.add_trace(trace, row=1, col=2)
-    lines = [(float(result["expected_random"]), GREY, "random")]
-    lines += [(float(result["bound_per_step"]), ORANGE, "bound")] if float(result["bound_per_step"]) > 0 else []
-    for value, colour, name in lines:
-        figure.add_trace(_line(value, colour, name, methods), row=1, col=1)
+    if timed:
+        figure.add_trace(_times(result), row=1, col=3)
+        figure.update_xaxes(title_text="µs", rangemode="tozero", nticks=5, row=1, col=3)
+    lines = [(float(result["expected_random"]), GREY)]
+    lines += [(float(result["bound_per_step"]), ORANGE)] if float(result["bound_per_step"]) > 0 else []
+    for value, colour in lines:
+        line = {"color": colour, "width": 2, "dash": "dash"}
+        figure.add_vline(x=value, line=line, row=1, col=1)  # pyright: ignore[reportArgumentType]
     for index, name in enumerate(methods):
-        figure.add_trace(_map(result.isel(method=index), name, visible=index == 0), row=2, col=1)
+        figure.add_trace(_map(result.isel(plan=index), name, visible=index == 0), row=2, col=1)
     highest = np.nanmax([*result["crossings_per_step"].values, float(result["expected_random"])])
     figure.update_xaxes(title_text="share of steps", tickformat=".0%", range=[0, 1.12 * highest], row=1, col=1)
     figure.update_xaxes(title_text="× fair share", rangemode="tozero", nticks=6, row=1, col=2)
@@ -88,9 +101,9 @@ def placement(result: xr.Dataset) -> go.Figure:
                 "yanchor": "bottom",
             }
         },
-        updatemenus=[_menu(methods, fixed, figure)],
+        updatemenus=[_menu(methods, fixed, figure, panels)],
     )
-    _titles_left(figure)
+    _titles_left(figure, panels)
     return figure
 
 
@@ -107,14 +120,7 @@ def _crossings(result: xr.Dataset) -> list[Any]:
         y=names,
         orientation="h",
         marker={"color": [BLUE if own else GREY for own in _fitted(result)], "opacity": 0.6, "line": {"width": 0}},
-        error_x={
-            "type": "data",
-            "array": high - value,
-            "arrayminus": value - low,
-            "thickness": 1.4,
-            "width": 4,
-            "color": GREY,
-        },
+        error_x=whiskers(value, low, high),
         customdata=np.stack([*details, low, high], axis=-1),
         name="crossings",
         hovertemplate=(
@@ -143,27 +149,24 @@ def _imbalance(result: xr.Dataset) -> list[Any]:
         name="imbalance",
         hovertemplate="<b>%{y}</b><br>busiest device: %{x:.2f} × its fair share<extra></extra>",
     )
-    worst = go.Scatter(
-        x=result["imbalance_max"].values,
-        y=_shown(result),
-        mode="markers",
-        marker={"symbol": "line-ns", "size": 14, "line": {"width": 2.5, "color": ORANGE}},
-        name="worst layer",
-        hovertemplate="%{y}<br>in the worst layer: %{x:.2f} ×<extra></extra>",
-    )
+    worst = chance_ticks(result["imbalance_max"].values, _shown(result), "%{y}<br>in the worst layer: %{x:.2f} ×")
+    worst.name = "worst layer"
     return [bar, worst]
 
 
-def _line(value: float, colour: str, name: str, methods: list[str]) -> go.Scatter:
-    shown = [NAMES.get(method, method) for method in methods]
-    return go.Scatter(
-        x=[value] * len(shown),
-        y=shown,
-        mode="lines",
-        line={"color": colour, "width": 1.6, "dash": "dash"},
-        name=name,
-        hovertemplate=f"{'expected of a random placement' if name == 'random' else 'no placement crosses less'}: "
-        + "%{x:.1%}<extra></extra>",
+def _times(result: xr.Dataset) -> go.Bar:
+    names = ("batch_microseconds", "alone_microseconds")
+    return go.Bar(
+        x=result["microseconds"].values,
+        y=_shown(result),
+        orientation="h",
+        marker={"color": [BLUE if own else GREY for own in _fitted(result)], "opacity": 0.6, "line": {"width": 0}},
+        customdata=np.stack([result[name].values for name in names], axis=-1),
+        name="time",
+        hovertemplate=(
+            f"<b>%{{y}}</b><br>%{{x:.4g}} µs per token in a batch of {result.attrs['batch']:,}<br>the batch takes "
+            "%{customdata[0]:.4g} µs, a token alone %{customdata[1]:.4g} µs<extra></extra>"
+        ),
     )
 
 
@@ -185,11 +188,11 @@ def _map(part: xr.Dataset, name: str, visible: bool) -> go.Heatmap:
 
 
 def _shown(result: xr.Dataset) -> list[str]:
-    return [NAMES.get(str(name), str(name)) for name in result["method"].values]
+    return [NAMES.get(str(name), str(name)) for name in result["plan"].values]
 
 
 def _fitted(result: xr.Dataset) -> list[bool]:
-    return [str(name) in ("exflow", "moetuner", "eplb") for name in result["method"].values]
+    return [str(name) in ("exflow", "moetuner", "eplb") for name in result["plan"].values]
 
 
 def _device_colours(devices: int) -> dict[str, Any]:
@@ -205,9 +208,9 @@ def _few(devices: int) -> list[int]:
     return list(range(0, devices, max(1, -(-devices // 8))))
 
 
-def _menu(methods: list[str], fixed: int, figure: go.Figure) -> dict[str, Any]:
+def _menu(methods: list[str], fixed: int, figure: go.Figure, panels: int) -> dict[str, Any]:
     layout: Any = figure.layout
-    top: float = layout["yaxis3"].domain[1]
+    top: float = layout[f"yaxis{panels + 1}"].domain[1]
     buttons = [
         {
             "label": NAMES.get(name, name),
@@ -219,7 +222,8 @@ def _menu(methods: list[str], fixed: int, figure: go.Figure) -> dict[str, Any]:
     return {"buttons": buttons, "x": 1, "xanchor": "right", "y": top, "yanchor": "bottom", "pad": {"b": 6}}
 
 
-def _titles_left(figure: go.Figure) -> None:
+def _titles_left(figure: go.Figure, panels: int) -> None:
     layout: Any = figure.layout
-    for annotation, axis in zip(layout.annotations[:3], ("xaxis", "xaxis2", "xaxis3"), strict=True):
+    axes = ["xaxis", *(f"xaxis{number}" for number in range(2, panels + 2))]
+    for annotation, axis in zip(layout.annotations[: panels + 1], axes, strict=True):
         annotation.update(x=layout[axis].domain[0], xanchor="left", align="left", font={"size": 13})

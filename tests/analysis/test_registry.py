@@ -27,7 +27,7 @@ def given(entry, folder):
     domain = ["abc"[d % (3 if entry.name == "expert_map" else 2)] for d in range(9)]
     maxima = np.random.default_rng(0).random((2, 4)) + 0.1
     store = write(folder / "s", made, [4, 3], {"domain": domain}, maxima=maxima, hidden=[1.0, 2.0])
-    return [store] * len(entry.inputs)
+    return [[store, store] if name == "stores" else store for name in entry.inputs]
 
 
 class Weights(dict):
@@ -48,6 +48,8 @@ def test_parameters_are_those_of_the_function(entry, tmp_path):
     for parameter in entry.parameters:
         assert keywords[parameter.name].default == parameter.default
     defaults = {p.name: p.default for p in entry.parameters}
+    if entry.name == "placement":
+        defaults |= {"devices": 2, "uneven": True}  # a layer of 3 experts divides over no devices
     result = entry.run(*given(entry, tmp_path), **defaults)
     assert result.attrs["analysis"] == entry.name
     assert hasattr(figures, entry.figure)
@@ -60,7 +62,9 @@ def test_parameters_are_those_of_the_function(entry, tmp_path):
     rows = {"affinity": 4 * 3, "coactivation": 4 * 3 + 3 * 2, "paths": 4 * 3, "token_map": 20} | pairs
     # For each layer and window, layer, policy and cache size, or policy and size (2 and 3: k is 2 of 4).
     rows |= {"consistency": 2 * 4, "caches": 2 * 6 * 2, "offload": 4 * 2}
-    assert len(table) == rows.get(entry.name, 7) * (2 if "label" in table else 1)
+    # Layers, times thresholds or checkpoints; three methods and three controls.
+    rows |= {"what_if": 2 * 6, "compare": 2, "fluctuation": 2 * 2, "placement": 6}
+    assert len(table) == rows.get(entry.name, 7) * (result.sizes["label"] if "label" in table else 1)
     json.loads(table.to_json(orient="records"))
     # Flat attributes: the result can be saved.
     assert all(isinstance(value, (str, int, float)) for value in result.attrs.values())
