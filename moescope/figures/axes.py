@@ -62,4 +62,5 @@ def align_titles(figure: go.Figure, count: int) -> None:
 
 def depth_colours(count: int) -> list[str]:
     """One colour for each of `count` layers: blue for the first, through grey, to orange for the last."""
-    return sample_colorscale([[0, BLUE], [0.5, GREY], [1, ORANGE]], [(i + 0.5) / count for i in range(count)])
+    places = [(index + 0.5) / count for index in range(count)]
+    return [str(colour) for colour in sample_colorscale([[0, BLUE], [0.5, GREY], [1, ORANGE]], places)]

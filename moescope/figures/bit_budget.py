@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
@@ -81,8 +83,8 @@ def bits(result: xr.Dataset) -> go.Figure:
             }
         },
     )
-    layout = figure.layout
-    for annotation, axis in zip(layout.annotations[:3], ("xaxis", "xaxis2", "xaxis3"), strict=True):  # pyright: ignore
+    layout: Any = figure.layout
+    for annotation, axis in zip(layout.annotations[:3], ("xaxis", "xaxis2", "xaxis3"), strict=True):
         annotation.update(x=layout[axis].domain[0], xanchor="left", align="left", font={"size": 13})
     return figure
 
