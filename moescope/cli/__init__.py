@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from moescope.cli import captures, editing, models, steering, stores, tracing
+from moescope.cli import captures, editing, models, rerouting, steering, stores, tracing
 from moescope.cli.screen import fail
 from moescope.errors import MoescopeError
 
@@ -33,6 +33,7 @@ app.command(
 )(stores.analyze)
 app.command(epilog=stores.REPORT_EXAMPLES)(stores.report)
 app.command(epilog=editing.GENERATE_EXAMPLES)(editing.generate)
+app.command(epilog=rerouting.REROUTE_EXAMPLES)(rerouting.reroute)
 app.command(epilog=steering.STEER_EXAMPLES)(steering.steer)
 app.command(epilog=tracing.TRACE_EXAMPLES)(tracing.trace)
 app.command(epilog=editing.APPLY_EXAMPLES)(editing.apply)

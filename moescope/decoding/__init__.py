@@ -1,7 +1,8 @@
-"""Ways of generating text that set two routings of one model against each other, and what comes of them.
+"""Ways of generating text with another routing than the model's own, and what comes of them.
 
 >>> answer, = self_contrast(model, "What is 8 + 3 * 9?", beta=0.5, alpha=0.1)
 >>> answer.text; answer.steps[0].strong          # both distributions, token by token
+>>> Rerouter(model, references)(prompt).written.text     # routing moved toward similar prompts answered correctly
 >>> result = tune(model, problems, alphas=[0.1], betas=[0.0, 0.5])
 """
 
@@ -13,14 +14,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moescope.decoding.contrast import SelfContrast, Step, Written, self_contrast
     from moescope.decoding.problems import Problem, generate, interval, read_problems, solved, tune
+    from moescope.decoding.rerouting import Rerouted, Rerouter, judge
 
 _HOME = {
     "Problem": "problems",
+    "Rerouted": "rerouting",
+    "Rerouter": "rerouting",
     "SelfContrast": "contrast",
     "Step": "contrast",
     "Written": "contrast",
     "generate": "problems",
     "interval": "problems",
+    "judge": "rerouting",
     "read_problems": "problems",
     "self_contrast": "contrast",
     "solved": "problems",
@@ -28,8 +33,8 @@ _HOME = {
 }
 
 __all__ = [
-    "Problem", "SelfContrast", "Step", "Written", "generate", "interval", "read_problems", "self_contrast", "solved",
-    "tune",
+    "Problem", "Rerouted", "Rerouter", "SelfContrast", "Step", "Written", "generate", "interval", "judge",
+    "read_problems", "self_contrast", "solved", "tune",
 ]  # fmt: skip
 
 

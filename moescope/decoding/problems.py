@@ -108,6 +108,26 @@ def written(model: Model, prompts: Sequence[str], max_new_tokens: int, seed: int
     return results
 
 
+def answered(
+    model: Model, prompts: Sequence[str], max_new_tokens: int, *, together: int = 16, **options: Any
+) -> list[Written]:
+    """What is written after each prompt, in their order; those of equal length in tokens share batches."""
+    if model.tokenizer is None:
+        raise MoescopeError("This model was wrapped without a tokenizer; pass one: moescope.wrap(hf_model, tokenizer).")
+    by_length: dict[int, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        by_length.setdefault(len(model.tokenizer(prompt)["input_ids"]), []).append(place)
+    if model.own_batch is not None:
+        together = 1
+    found: dict[int, Written] = {}
+    for places in by_length.values():
+        for start in range(0, len(places), together):
+            some = places[start : start + together]
+            texts = written(model, [prompts[place] for place in some], max_new_tokens, **options)
+            found |= zip(some, texts, strict=True)
+    return [found[place] for place in range(len(prompts))]
+
+
 def _end_tokens(model: Model) -> set[int | None]:
     found = getattr(model.hf.generation_config, "eos_token_id", None)
     return set(found) if isinstance(found, list) else {found}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from moescope.analysis.association import score
 from moescope.analysis.counts import token_counts, token_totals
 from moescope.data import ARITHMETIC, CORPUS
 from moescope.decoding import Problem
+from moescope.decoding.problems import answered
 from moescope.effects import matched
 from moescope.hooks import Model
 
@@ -72,10 +74,9 @@ def answers(model: Model, problems: list[Problem]) -> dict[str, Any]:
     rows: dict[str, dict[str, float]] = {}
     plain = np.zeros(0, dtype=bool)
     for name, recipe in [*ways.items(), ("self-contrast, beta 0.5, alpha 0.1", None)]:
-        if name.startswith("self-contrast"):
-            texts = decoding.self_contrast(model, prompts, steps=False, max_new_tokens=MOST)
-        else:
-            texts = decoding.generate(model, prompts, recipe=recipe, max_new_tokens=MOST)
+        options = {"custom_generate": decoding.SelfContrast(model)} if name.startswith("self-contrast") else {}
+        with nullcontext() if recipe is None else model.edited(recipe):
+            texts = answered(model, prompts, MOST, do_sample=False, **options)
         right = np.array([decoding.solved(t.text, p.answer, "</think>") for t, p in zip(texts, problems, strict=True)])
         plain = right if name == "plain" else plain
         rows[name] = row(right, plain, [thought(model, t.text) for t in texts])
