@@ -32,8 +32,8 @@ _HOME = {
     "expert_effects": "tracing",
     "heapr": "atoms",
     "matched": "recipes",
-    "read_cases": "cases",
     "naee": "reconstruction",
+    "read_cases": "cases",
     "router_change": "router_rows",
     "sweep": "recipes",
     "trace_experts": "traces",
@@ -43,8 +43,8 @@ _HOME = {
 }
 
 __all__ = [
-    "Case", "Losses", "between", "document_losses", "effect", "expert_effects", "heapr", "matched", "naee", "read_cases",
-    "router_change", "sweep", "trace_experts", "trace_layers", "trace_paths", "trace_positions",
+    "Case", "Losses", "between", "document_losses", "effect", "expert_effects", "heapr", "matched", "naee",
+    "read_cases", "router_change", "sweep", "trace_experts", "trace_layers", "trace_paths", "trace_positions",
 ]  # fmt: skip
 
 
