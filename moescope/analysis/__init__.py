@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from moescope.analysis.pairwise import redundant_pairs
     from moescope.analysis.pathways import paths
     from moescope.analysis.placements import placement, placement_from_counts
+    from moescope.analysis.property_tests import npmi_from_properties
     from moescope.analysis.question import Analysis, Parameter
     from moescope.analysis.registry import ANALYSES
     from moescope.analysis.risk import risk_difference, risk_difference_between, risk_difference_from_documents
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from moescope.analysis.specialisation import npmi, npmi_from_counts, npmi_from_documents
     from moescope.analysis.spreading import RayCluster, spread
     from moescope.analysis.summary import Finding, findings
+    from moescope.analysis.token_classes import CLASSES, npmi_classes
+    from moescope.analysis.token_ids import npmi_tokens
     from moescope.analysis.transitions import transition_counts
     from moescope.analysis.whatif import experts_for, what_if
 
@@ -102,6 +105,10 @@ _HOME = {
     "load": "loads",
     "load_from_counts": "loads",
     "npmi": "specialisation",
+    "CLASSES": "token_classes",
+    "npmi_classes": "token_classes",
+    "npmi_from_properties": "property_tests",
+    "npmi_tokens": "token_ids",
     "npmi_from_counts": "specialisation",
     "npmi_from_documents": "specialisation",
     "domain_specialisation": "domains",
@@ -124,6 +131,7 @@ _HOME = {
 
 __all__ = [
     "ANALYSES",
+    "CLASSES",
     "Analysis",
     "Example",
     "Finding",
@@ -164,8 +172,11 @@ __all__ = [
     "neuron_matching",
     "norm_against_score",
     "npmi",
+    "npmi_classes",
     "npmi_from_counts",
     "npmi_from_documents",
+    "npmi_from_properties",
+    "npmi_tokens",
     "offload",
     "output_similarity",
     "output_similarity_from_arrays",

@@ -27,12 +27,16 @@ from moescope.analysis.series import FLUCTUATION_QUESTION
 from moescope.analysis.similarities import GATE_SIMILARITY_QUESTION, WEIGHT_SIMILARITY_QUESTION
 from moescope.analysis.specialisation import NPMI_QUESTION
 from moescope.analysis.whatif import WHAT_IF_QUESTION
+from moescope.analysis.token_classes import CLASSES_QUESTION
+from moescope.analysis.token_ids import TOKENS_QUESTION
 
 ANALYSES: dict[str, Analysis] = {
     question.name: question
     for question in (
         LOAD_QUESTION,
         NPMI_QUESTION,
+        CLASSES_QUESTION,
+        TOKENS_QUESTION,
         DOMAINS_QUESTION,
         RISK_QUESTION,
         RISK_BETWEEN_QUESTION,

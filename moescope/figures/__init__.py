@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         output_similarity,
         weight_similarity,
     )
-    from moescope.figures.specialisation import npmi
+    from moescope.figures.specialisation import npmi, npmi_classes, npmi_tokens
     from moescope.figures.theme import dark, template
     from moescope.figures.traces import trace_experts, trace_layers, trace_paths, trace_positions
     from moescope.figures.whatif import what_if
@@ -75,6 +75,8 @@ _HOME = {
     "importance": "importance",
     "load": "loads",
     "npmi": "specialisation",
+    "npmi_classes": "specialisation",
+    "npmi_tokens": "specialisation",
     "paths": "pathways",
     "risk_difference": "risk",
     "risk_difference_between": "risk",
@@ -110,6 +112,8 @@ __all__ = [
     "neuron_matching",
     "norm_against_score",
     "npmi",
+    "npmi_classes",
+    "npmi_tokens",
     "offload",
     "output_similarity",
     "paths",

@@ -18,15 +18,29 @@ READ = (
 """How to read the figure; filled in by `read`."""
 DETAILS = ("lift", "p_active", "null_p99", "p", "q", "p_max", "count")
 HOVER = (
-    "<b>nPMI %{z:.3f}</b> (null's 99th percentile %{customdata[2]:.3f})<br>active at %{customdata[1]:.1%} of this "
-    "label's tokens, %{customdata[0]:.2f} × its share of all<br>p = %{customdata[3]:.2g}, q = %{customdata[4]:.2g}, "
+    "<b>nPMI %{z:.3f}</b> (null's 99th percentile %{customdata[2]:.3f})<br>active at %{customdata[1]:.1%} of these "
+    "tokens, %{customdata[0]:.2f} × its share of all<br>p = %{customdata[3]:.2g}, q = %{customdata[4]:.2g}, "
     "family-wise p = %{customdata[5]:.2g}<br>%{customdata[6]:,.0f} selections"
 )
 
 
+READ_INSIDE = (
+    "One map per {what}. Orange: the expert fires on it more than on other tokens, blue: less. Full colour stands at "
+    "q ≤ {level:g} against {against}; pale cells are within what chance explains. Colour saturates at nPMI "
+    "±{reach:.2f}; a gap is an expert that was never selected."
+)
+OF_TOKENS = {
+    "npmi_classes": ("class of tokens", "the other tokens of the same documents"),
+    "npmi_tokens": ("token", "the other tokens of the same documents"),
+}
+"""What the maps of token properties are of, and what they are held against."""
+
+
 def read(result: xr.Dataset, level: float = 0.05) -> str:
     """How to read the figure of this result."""
-    return READ.format(level=level, reach=_reach(result))
+    what, against = OF_TOKENS.get(result.attrs["analysis"], ("label", ""))
+    text = READ_INSIDE if against else READ
+    return text.format(level=level, reach=_reach(result), what=what, against=against)
 
 
 def npmi(
@@ -62,6 +76,9 @@ def npmi(
         reach=_reach(result),
     )
     return label_maps(result, maps, labels, most, columns)
+
+
+npmi_classes = npmi_tokens = npmi
 
 
 def standing(result: xr.Dataset, level: float = 0.05, value: str = "npmi") -> np.ndarray:

@@ -13,6 +13,13 @@ from moescope.errors import MoescopeError
 from tests.analysis import function_stores
 from tests.analysis.made_stores import random_truth, write
 
+SMALL = {
+    "npmi_classes": {"classes": ["one digit=w. "]},
+    "npmi_tokens": {"least": 1},
+    "placement": {"devices": 2, "uneven": True},  # a layer of 3 experts divides over no devices
+}
+"""What an analysis needs of a small store that its defaults do not give."""
+
 
 def given(entry, folder):
     """What an analysis takes by position, made small: layers of 4 and 3 experts, or 7 and 6 where it draws a map."""
@@ -48,8 +55,7 @@ def test_parameters_are_those_of_the_function(entry, tmp_path):
     for parameter in entry.parameters:
         assert keywords[parameter.name].default == parameter.default
     defaults = {p.name: p.default for p in entry.parameters}
-    if entry.name == "placement":
-        defaults |= {"devices": 2, "uneven": True}  # a layer of 3 experts divides over no devices
+    defaults |= SMALL.get(entry.name, {})
     result = entry.run(*given(entry, tmp_path), **defaults)
     assert result.attrs["analysis"] == entry.name
     assert hasattr(figures, entry.figure)
