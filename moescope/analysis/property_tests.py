@@ -154,7 +154,8 @@ def intervals(
     test: LabelTest,
 ) -> dict[str, np.ndarray]:
     """npmi_low and npmi_high over documents drawn again."""
-    dense, kinds = held.toarray(), held.shape[1]
+    dense = held.toarray()
+    kinds = dense.shape[1]
     holders = [np.flatnonzero(dense[:, kind]) for kind in range(kinds)]
     low, high = [], []
     for pairs, fired in zip(joint, selections, strict=True):

@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 
 
 class Signatures(Protocol):
-    """Which properties each row of a shard has. A plain object: another process can be handed it.
+    """Which properties each row of a shard has. A plain object: another process can be handed it."""
 
-    Attributes:
-        member: [signature, property] bool; signature 0 has none.
-    """
-
-    member: Bool[np.ndarray, "signature property"]
+    @property
+    def member(self) -> Bool[np.ndarray, "signature property"]:
+        """[signature, property] bool: which properties a signature stands for; signature 0 has none."""
+        ...
 
     def of_rows(self, shard: Any) -> Int[np.ndarray, " row"]:
         """The signature of each row."""

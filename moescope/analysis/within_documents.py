@@ -72,12 +72,13 @@ def within_documents(
         selections: tokens at which the expert was active.
         tokens: tokens of each document, >= 1.
     """
-    kinds, experts = held.shape[1], selections.shape[1]
+    n, experts = selections.shape
+    per_entry = np.repeat(np.arange(n), np.diff(held.indptr))
+    kinds = (held.T @ np.ones(n)).size
     rate = selections / tokens[:, None]
     mean = (held.T @ rate).T
     # What tokens picked at random inside each document vary: the hypergeometric variance, summed.
     spare = held.copy()
-    per_entry = np.repeat(np.arange(held.shape[0]), np.diff(held.indptr))
     size = tokens[per_entry].astype(np.float64)
     spare.data = held.data * (size - held.data) / np.maximum(size - 1, 1)
     picked = (spare.T @ (rate * (1 - rate))).T
