@@ -26,9 +26,9 @@ from moescope.analysis.router_columns import LOGIT_SIMILARITY_QUESTION
 from moescope.analysis.series import FLUCTUATION_QUESTION
 from moescope.analysis.similarities import GATE_SIMILARITY_QUESTION, WEIGHT_SIMILARITY_QUESTION
 from moescope.analysis.specialisation import NPMI_QUESTION
-from moescope.analysis.whatif import WHAT_IF_QUESTION
 from moescope.analysis.token_classes import CLASSES_QUESTION
 from moescope.analysis.token_ids import TOKENS_QUESTION
+from moescope.analysis.whatif import WHAT_IF_QUESTION
 
 ANALYSES: dict[str, Analysis] = {
     question.name: question

@@ -103,15 +103,17 @@ def label_maps(
             y=1,
             xanchor="right",
             yanchor="bottom",
-            yshift=22,
+            yshift=40,
             showarrow=False,
         )
+        figure.update_layout(margin={"t": 66})
     return figure
 
 
 def panel_title(name: object, about: str) -> str:
     """The two lines over a panel: the label, which is data, and a few words about it."""
-    return f"<b>{plain(name)}</b><br><span style='font-size:11px'>{about}</span>"
+    shown = plain(name).replace("&quot;", '"').replace("&#x27;", "'")  # plotly prints these two as they are
+    return f"<b>{shown}</b><br><span style='font-size:11px'>{about}</span>"
 
 
 def _chosen(result: xr.Dataset, maps: Maps, labels: Sequence[str] | None, most: int) -> list[int]:
