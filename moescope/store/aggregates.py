@@ -51,7 +51,7 @@ def cached(
     marked = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: key})
     try:
         path.parent.mkdir(exist_ok=True)
-        write_table(path, marked)
+        write_table(path, marked, use_dictionary=False)  # numbers that seldom repeat
     except OSError:
         return table  # read-only or full: a cache is not worth an error
     return table
