@@ -5,7 +5,6 @@ These are illustrations, not tests: the evidence that an expert specialises is `
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moescope.analysis.association import score
-from moescope.analysis.counts import token_counts, token_totals
+from moescope.analysis.counts import token_tables, token_totals
+from moescope.analysis.kernels import kernel
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,7 +86,7 @@ def top_tokens(
     Returns:
         expert -> tokens whose nPMI is above 0, at most n.
     """
-    pairs = token_counts(store, site)
+    pairs = token_tables(store, [site])[0]
     ids, occurrences = token_totals(store)
     total = float(occurrences.sum())
     text = store.vocabulary()
@@ -138,22 +138,39 @@ def examples(
     Returns:
         At most n examples, in descending order of collected weight; fewer if the expert is active in fewer documents.
     """
+    return examples_of_experts(store, site, [expert], documents, n, window)[expert]
+
+
+def examples_of_experts(
+    store: Store,
+    site: Any,
+    experts: Collection[int],
+    documents: Collection[int] | None = None,
+    n: int = 3,
+    window: int = 40,
+) -> dict[int, list[Example]]:
+    """`examples` of many experts of one layer, in one pass over the store."""
     record = store.site(getattr(site, "key", site))
-    wanted = None if documents is None else set(documents)
-    best: list[tuple[float, int, int, int, int]] = []
+    wanted = None if documents is None else np.fromiter(documents, dtype=np.int64)
+    best: dict[int, list[tuple[float, int, int, int, int]]] = {int(expert): [] for expert in experts}
     for number, shard in enumerate(store.shards):
-        for collected, document, start, stop in _busiest(shard, record, expert, wanted, window):
-            best.append((collected, document, number, start, stop))
-        best.sort(key=lambda item: (-item[0], item[1]))
-        # A document cut into several contexts may have come up before: its best stretch stands.
-        seen: set[int] = set()
-        best = [item for item in best if not (item[1] in seen or seen.add(item[1]))][:n]
-    documents_table = store.documents(["document", "id", "text", "source"]) if best else None
-    vocabulary = store.vocabulary() if best else None
-    return [
-        _example(store.shards[number], record, expert, documents_table, vocabulary, document, start, stop)
-        for _, document, number, start, stop in best
-    ]
+        found = _busiest(shard, record, wanted, window)
+        for expert, kept in best.items():
+            fresh = [(float(c), int(d), number, int(a), int(b)) for c, d, a, b in zip(*found[expert], strict=True)]
+            kept = sorted(kept + fresh, key=lambda item: (-item[0], item[1]))
+            # A document cut into several contexts may have come up before: its best stretch stands.
+            seen: set[int] = set()
+            best[expert] = [item for item in kept if not (item[1] in seen or seen.add(item[1]))][:n]
+    if not any(best.values()):
+        return {expert: [] for expert in best}
+    table, vocabulary = store.documents(["document", "id", "text", "source"]), store.vocabulary()
+    return {
+        expert: [
+            _example(store.shards[number], record, expert, table, vocabulary, document, start, stop)
+            for _, document, number, start, stop in kept
+        ]
+        for expert, kept in best.items()
+    }
 
 
 def _slot_weights(shard: Any, record: Any, expert: int) -> tuple[np.ndarray, np.ndarray]:
@@ -166,28 +183,69 @@ def _slot_weights(shard: Any, record: Any, expert: int) -> tuple[np.ndarray, np.
     return np.where(chosen, routing.weight, 0).sum(axis=1), chosen.any(axis=1)
 
 
-def _busiest(
-    shard: Any, record: Any, expert: int, wanted: set[int] | None, window: int
-) -> list[tuple[float, int, int, int]]:
-    """(collected weight, document, first row, last row + 1) of the best stretch of each context of one shard."""
+def _busiest(shard: Any, record: Any, wanted: np.ndarray | None, window: int) -> list[tuple[np.ndarray, ...]]:
+    """For each expert, the best stretch of each context of one shard: collected weight, document, first row, end."""
     tokens = shard.tokens(["document", "sequence"])
     document, sequence = tokens["document"].to_numpy(), tokens["sequence"].to_numpy()
-    weight, chosen = _slot_weights(shard, record, expert)
+    routing = shard.routing(record.key, fields=["expert", "weight"])
     # Weights may be negative or huge in some families; what counts here is being selected, then by how much.
-    busy = np.where(chosen, 1.0 + np.clip(np.nan_to_num(weight), 0, 1), 0.0)
+    worth = 1.0 + np.clip(np.nan_to_num(routing.weight.astype(np.float64)), 0, 1)
+    if record.slots_can_miss and routing.valid is not None:
+        worth = np.where(routing.valid, worth, 0.0)
     edges = np.concatenate([[0], np.flatnonzero(sequence[1:] != sequence[:-1]) + 1, [sequence.size]])
-    running = np.concatenate([[0.0], np.cumsum(busy)])
+    runs = edges.size - 1
+    collected = np.zeros((runs, record.n_experts))
+    last = np.zeros((runs, record.n_experts), dtype=np.int64)
+    busiest_windows(edges, routing.expert, worth, window, collected, last)
+    if wanted is not None:
+        collected[~np.isin(document[edges[:-1]], wanted)] = 0
     found = []
-    for start, stop in itertools.pairwise(edges.tolist()):
-        if stop == start or (wanted is not None and int(document[start]) not in wanted):
-            continue
-        begins = np.arange(start, max(start + 1, stop - window + 1))
-        collected = running[np.minimum(begins + window, stop)] - running[begins]
-        at = int(collected.argmax())
-        if collected[at] > 0:
-            first = int(begins[at])
-            found.append((float(collected[at]), int(document[start]), first, int(min(first + window, stop))))
+    for expert in range(record.n_experts):
+        run = np.flatnonzero(collected[:, expert] > 0)
+        begin = np.maximum(edges[run], last[run, expert] - window + 1)
+        end = np.minimum(begin + window, edges[run + 1])
+        found.append((collected[run, expert], document[edges[run]], begin, end))
     return found
+
+
+@kernel
+def busiest_windows(edge, expert, worth, window, best, last):
+    """The largest sum of an expert's worth over `window` rows of a run, for every expert at once.
+
+    A sum grows only where the expert is selected, so only there can it be the largest: O(rows x ranks).
+
+    Args:
+        edge: [run + 1] first row of each run, and the end.
+        expert: [row, rank] unsigned ids.
+        worth: [row, rank] float64, above 0 where the slot is filled and 0 where it is missing.
+        window: rows of a stretch; a shorter run is one stretch.
+        best: [run, expert] float64, zeros; filled.
+        last: [run, expert] int64; filled with the last row of the first best stretch.
+    """
+    experts = best.shape[1]
+    running = np.zeros(experts)
+    held = np.zeros(experts, dtype=np.int64)
+    for run in range(edge.size - 1):
+        running[:] = 0
+        held[:] = 0
+        for row in range(edge[run], edge[run + 1]):
+            leaving = row - window
+            if leaving >= edge[run]:
+                for rank in range(expert.shape[1]):
+                    e = int(expert[leaving, rank])
+                    if worth[leaving, rank] > 0 and e < experts:
+                        running[e] -= worth[leaving, rank]
+                        held[e] -= 1
+                        if held[e] == 0:
+                            running[e] = 0.0  # no dust from earlier sums
+            for rank in range(expert.shape[1]):
+                e = int(expert[row, rank])
+                if worth[row, rank] > 0 and e < experts:
+                    running[e] += worth[row, rank]
+                    held[e] += 1
+                    if running[e] > best[run, e] + 1e-9:
+                        best[run, e] = running[e]
+                        last[run, e] = row
 
 
 def _example(
