@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from moescope.analysis.affinities import affinity, affinity_from_counts
     from moescope.analysis.alignment import linear_cka, output_similarity, output_similarity_from_arrays
     from moescope.analysis.bit_budget import bits, bits_from_importance
+    from moescope.analysis.atlas_table import atlas
     from moescope.analysis.caching import Replayed, caches, replay_ids
+    from moescope.analysis.cards import Card, card, cards_of_layer
     from moescope.analysis.coactive import coactivation, coactivation_from_counts
     from moescope.analysis.comparing import compare, divergence, overlap_of
     from moescope.analysis.contexts import Example, examples, top_tokens
@@ -74,6 +76,10 @@ _HOME = {
     "offload": "offloading",
     "expert_groups": "grouping",
     "expert_groups_from_usage": "grouping",
+    "Card": "cards",
+    "atlas": "atlas_table",
+    "card": "cards",
+    "cards_of_layer": "cards",
     "PairCounts": "pairs",
     "expert_map": "maps",
     "expert_map_from_features": "maps",
@@ -133,6 +139,7 @@ __all__ = [
     "ANALYSES",
     "CLASSES",
     "Analysis",
+    "Card",
     "Example",
     "Finding",
     "PairCounts",
@@ -141,10 +148,13 @@ __all__ = [
     "Replayed",
     "affinity",
     "affinity_from_counts",
+    "atlas",
     "balance",
     "bits",
     "bits_from_importance",
     "caches",
+    "card",
+    "cards_of_layer",
     "coactivation",
     "coactivation_from_counts",
     "compare",

@@ -32,6 +32,8 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )(stores.analyze)
 app.command(epilog=stores.REPORT_EXAMPLES)(stores.report)
+app.command(epilog=stores.ATLAS_EXAMPLES)(stores.atlas)
+app.command(epilog=stores.EXPERT_EXAMPLES)(stores.expert)
 app.command(epilog=editing.GENERATE_EXAMPLES)(editing.generate)
 app.command(epilog=rerouting.REROUTE_EXAMPLES)(rerouting.reroute)
 app.command(epilog=steering.STEER_EXAMPLES)(steering.steer)

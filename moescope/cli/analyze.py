@@ -157,12 +157,7 @@ def _show(result: xr.Dataset, rows: str | None, json: bool, csv: Path | None, ht
     if csv is None and html is None:
         numbers = [str(c) for c in found.columns if found[c].dtype.kind in "if"]
         shown = found.head(ROWS_SHOWN)
-        screen.table([str(c) for c in found.columns], [[_cell(v) for v in row] for row in shown.to_numpy()], numbers)
+        cells = [[screen.cell(value) for value in row] for row in shown.to_numpy()]
+        screen.table([str(c) for c in found.columns], cells, numbers)
         if len(found) > len(shown):
             screen.say(f"{len(shown)} of {len(found)} rows; --csv FILE or --json gives all")
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if value != value else f"{value:.4g}"
-    return "" if value is None else str(value)

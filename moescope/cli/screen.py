@@ -57,6 +57,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Ite
     console.print(grid) if console.is_terminal else Console(highlight=False, width=10_000).print(grid)
 
 
+def cell(value: Any) -> str:
+    """A value in a table: four digits, nothing for what is missing."""
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
 def print_json(value: Any) -> None:
     """Print one JSON document; numbers that are not numbers become null."""
     print(json.dumps(_plain(value), ensure_ascii=False, indent=2))

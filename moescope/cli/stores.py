@@ -37,6 +37,18 @@ REPORT_EXAMPLES = """Examples:
   moescope report runs/demo              writes runs/demo/report.html
   moescope report runs/demo --by domain --out report.html"""
 
+ATLAS_EXAMPLES = """Examples:
+
+\b
+  moescope atlas runs/demo               writes runs/demo/atlas.html: a map, and a card for every expert
+  moescope atlas runs/demo --by domain --contexts 3 --out atlas.html"""
+
+EXPERT_EXAMPLES = """Examples:
+
+\b
+  moescope expert runs/demo L3E7
+  moescope expert runs/demo L3E7 --json"""
+
 StorePath = Annotated[Path, typer.Argument(help="Folder of a store.")]
 
 
@@ -113,3 +125,59 @@ def report(
     page = out or store / "report.html"
     write(Store.open(store), page, by=by)
     screen.say(f"{page} is written; open it in a browser")
+
+
+By = Annotated[str | None, typer.Option(help="The document label (default: the store's first).")]
+
+
+def atlas(
+    store: StorePath,
+    by: By = None,
+    tokens: Annotated[int, typer.Option(min=0, help="Preferred tokens on each card.")] = 10,
+    contexts: Annotated[int, typer.Option(min=0, help="Stretches of text on each card.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="The HTML file (default: atlas.html in the store).")] = None,
+) -> None:
+    """Write one HTML page with a map of all experts and a card for each; it works offline."""
+    from moescope.report import write_atlas
+    from moescope.store import Store
+
+    path = write_atlas(Store.open(store), out or store / "atlas.html", by=by, tokens=tokens, contexts=contexts)
+    screen.say(f"{path} is written; open it in a browser, and add #L3E7 to its address to go to an expert")
+
+
+def expert(
+    store: StorePath,
+    name: Annotated[str, typer.Argument(help="The expert, as in L3E7: layer 3, expert 7.")],
+    by: By = None,
+    json: Json = False,
+) -> None:
+    """Show one expert's card: its work, preferred label and tokens, neighbours, importance, and text it is busy in."""
+    from dataclasses import asdict
+
+    from moescope.analysis import card
+    from moescope.store import Store
+
+    found = card(Store.open(store), name, by=by)
+    if json:
+        screen.print_json(asdict(found))
+        return
+    screen.heading(found.name)
+    screen.table(("measure", "value"), [(key, screen.cell(value)) for key, value in found.values.items()], ("value",))
+    for title, near in (
+        ("comes after", found.predecessors),
+        ("goes on to", found.successors),
+        ("scored like", found.similar),
+    ):
+        if near:
+            screen.say(f"{title}: " + ", ".join(f"{other} ({value:.2f})" for other, value in near))
+    screen.table(
+        ("token", "fires on", "of", "chance would give"),
+        [(repr(token.text), token.active, token.occurrences, f"{token.expected:.1f}") for token in found.tokens],
+        ("fires on", "of", "chance would give"),
+    )
+    for example in found.examples:
+        words = "".join(token.text if token.weight is None else f"[{token.text}]" for token in example.tokens)
+        screen.say(f"document {example.id or example.document}, from position {example.position}:")
+        screen.say(f"  {words!r}")
+    for part, why in found.absent.items():
+        screen.say(f"not in this store: {part} ({why})")

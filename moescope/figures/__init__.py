@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from moescope.figures.affinities import affinity
     from moescope.figures.bit_budget import bits
+    from moescope.figures.atlases import atlas
     from moescope.figures.caching import caches, offload
     from moescope.figures.coactive import coactivation
     from moescope.figures.comparing import compare
@@ -58,6 +59,7 @@ _HOME = {
     "consistency": "segments",
     "offload": "caching",
     "expert_groups": "groups",
+    "atlas": "atlases",
     "affinity": "affinities",
     "coactivation": "coactive",
     "domain_specialisation": "domains",
@@ -92,6 +94,7 @@ _HOME = {
 __all__ = [
     "affinity",
     "bits",
+    "atlas",
     "caches",
     "coactivation",
     "compare",

@@ -2,6 +2,7 @@
 
 >>> from moescope import report
 >>> report.write(store, "report.html")
+>>> report.write_atlas(store, "atlas.html")    # a card for every expert
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moescope.report.atlas import write_atlas
     from moescope.report.page import render, write
 
-__all__ = ["render", "write"]
+__all__ = ["render", "write", "write_atlas"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from moescope.report import page
+    from moescope.report import atlas, page
 
-    return getattr(page, name)
+    return atlas.write_atlas if name == "write_atlas" else getattr(page, name)

@@ -1,0 +1,198 @@
+"""One expert's card: its row of the atlas, the tokens it answers to, the text it is busy in; readable by itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moescope.analysis.atlas_table import atlas
+from moescope.analysis.contexts import Example, TopToken, examples_of_experts, top_tokens
+from moescope.errors import MoescopeError
+from moescope.store.html import plain
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from moescope.store import Store
+
+
+@dataclass(frozen=True)
+class Card:
+    """One expert, for a person to read.
+
+    Attributes:
+        layer, expert: which one; name: as people write it, "L3E7".
+        values: its row of the atlas, by name; missing parts are absent.
+        predecessors, successors, similar: (name, lift or similarity), strongest first.
+        tokens: the tokens it prefers.
+        examples: its busiest stretches of text.
+        absent: part -> why this store does not tell it.
+    """
+
+    layer: int
+    expert: int
+    name: str
+    values: Mapping[str, Any]
+    predecessors: tuple[tuple[str, float], ...]
+    successors: tuple[tuple[str, float], ...]
+    similar: tuple[tuple[str, float], ...]
+    tokens: tuple[TopToken, ...]
+    examples: tuple[Example, ...]
+    absent: Mapping[str, str]
+
+    def _repr_html_(self) -> str:
+        return _html(self)
+
+
+def card(
+    store: Store,
+    name: str | tuple[int, int],
+    found: xr.Dataset | None = None,
+    tokens: int = 12,
+    contexts: int = 3,
+    by: str | None = None,
+    seed: int = 0,
+) -> Card:
+    """One expert's card.
+
+    Args:
+        store: an open store.
+        name: "L3E7", or (layer, expert).
+        found: the store's atlas, if it is at hand.
+        tokens, contexts: how many preferred tokens and stretches of text.
+        by, seed: of the atlas, where it is not given.
+
+    Raises:
+        MoescopeError: no such layer or expert.
+    """
+    layer, expert = parsed(name)
+    table = atlas(store, by=by, seed=seed) if found is None else found
+    return cards_of_layer(store, table, layer, [expert], tokens, contexts)[0]
+
+
+def cards_of_layer(
+    store: Store, found: xr.Dataset, layer: int, experts: list[int] | None = None, tokens: int = 12, contexts: int = 3
+) -> list[Card]:
+    """Cards of some experts of one layer, all of them if None; the text is read once."""
+    rows = np.flatnonzero(found["layer"].values == layer)
+    if not rows.size:
+        known = ", ".join(str(int(number)) for number in found["layer"].values)
+        raise MoescopeError(f"There is no MoE layer {layer} in this store; it has {known}.")
+    row = int(rows[0])
+    width = int(found["n_experts"].values[row])
+    chosen = list(range(width)) if experts is None else experts
+    for expert in chosen:
+        if not 0 <= expert < width:
+            raise MoescopeError(f"Layer {layer} has experts 0 to {width - 1}; there is no expert {expert}.")
+    site = str(found["site"].values[row])
+    words = top_tokens(store, site, chosen, tokens)
+    stretches = examples_of_experts(store, site, chosen, n=contexts)
+    return [_card(found, row, expert, words[expert], stretches[expert]) for expert in chosen]
+
+
+def _card(found: xr.Dataset, row: int, expert: int, tokens: list[TopToken], stretches: list[Example]) -> Card:
+    layers = [int(layer) for layer in found["layer"].values]
+    part = found.isel(layer=row, expert=expert)
+
+    def near(name: str, worth: str, step: int) -> tuple[tuple[str, float], ...]:
+        if name not in part or not 0 <= row + step < len(layers):
+            return ()
+        pairs = zip(part[name].values, part[worth].values, strict=True)
+        return tuple((f"L{layers[row + step]}E{int(e)}", float(value)) for e, value in pairs if np.isfinite(e))
+
+    values = {str(name): part[name].item() for name in part.data_vars if not part[name].dims and name != "exists"}
+    absent = str(found.attrs["absent"])
+    return Card(
+        layer=layers[row],
+        expert=expert,
+        name=f"L{layers[row]}E{expert}",
+        values=values,
+        predecessors=near("predecessor", "predecessor_lift", -1),
+        successors=near("successor", "successor_lift", 1),
+        similar=near("similar", "similarity", 0),
+        tokens=tuple(tokens),
+        examples=tuple(stretches),
+        absent={} if absent == "none" else dict(part.split(": ", 1) for part in absent.split("; ")),
+    )
+
+
+def parsed(name: str | tuple[int, int]) -> tuple[int, int]:
+    """(layer, expert) of "L3E7".
+
+    Raises:
+        MoescopeError: it is no such name.
+    """
+    if not isinstance(name, str):
+        return int(name[0]), int(name[1])
+    match = re.fullmatch(r"\s*[Ll](\d+)\s*[Ee](\d+)\s*", name)
+    if match is None:
+        raise MoescopeError(f"{name!r} names no expert: write it as L3E7, layer 3 and expert 7.")
+    return int(match[1]), int(match[2])
+
+
+_NAMES = {
+    "relative_load": ("\u00d7 its fair share of the layer's work", "{:.2f}"),
+    "npmi": ("nPMI with that label", "{:.2f}"),
+    "npmi_null": ("what chance reaches once in a hundred", "{:.2f}"),
+    "reap": ("mean weight \u00d7 output norm (REAP)", "{:.3g}"),
+    "ean": ("mean output norm (EAN)", "{:.3g}"),
+    "absmax": ("largest magnitude in its output", "{:.3g}"),
+    "effect": ("rise of the loss without it, nats per token", "{:+.4f}"),
+}
+
+
+def _html(card: Card) -> str:
+    """A card as HTML that stands alone; text from a corpus is escaped."""
+    label = card.values.get("prefers")
+    head = f"prefers {plain(label)}" if label else "no label it prefers beyond chance" if label is not None else ""
+    if card.values.get("super"):
+        head += "; a super expert by the published rule"
+    rows = [
+        f"<tr><td>{words}</td><td style='text-align:right'>{form.format(card.values[name])}</td></tr>"
+        for name, (words, form) in _NAMES.items()
+        if isinstance(card.values.get(name), (int, float)) and np.isfinite(card.values[name])
+    ]
+    near = [
+        f"<div><b>{title}</b> " + ", ".join(f"{name} ({value:{form}})" for name, value in pairs) + "</div>"
+        for title, pairs, form in (
+            ("Comes after", card.predecessors, ".1f"),
+            ("Goes on to", card.successors, ".1f"),
+            ("Scored like", card.similar, ".2f"),
+        )
+        if pairs
+    ]
+    words = " ".join(
+        f"<code title='fires on {token.active} of {token.occurrences}; chance would give {token.expected:.1f}'>"
+        f"{_visible(token)}</code>"
+        for token in card.tokens
+    )
+    stretches = "".join(f"<blockquote style='white-space:pre-wrap'>{_stretch(e)}</blockquote>" for e in card.examples)
+    missing = "".join(f"<div><small>{plain(part)}: {plain(why)}</small></div>" for part, why in card.absent.items())
+    return (
+        f"<section class='expert-card' id='{card.name}'><h4>{card.name} <small>{head}</small></h4>"
+        f"<table>{''.join(rows)}</table>{''.join(near)}<div>{words}</div>{stretches}{missing}</section>"
+    )
+
+
+def _visible(token: TopToken) -> str:
+    shown = token.text.replace("\n", "\u23ce").replace("\t", "\u21e5").replace(" ", "\u2423")
+    return f"<bdi>{plain(shown)}</bdi>" if shown.strip("\ufffd") else f"#{token.token_id}"
+
+
+def _stretch(example: Example) -> str:
+    largest = max((token.weight for token in example.tokens if token.weight is not None), default=0) or 1
+    parts = []
+    for token in example.tokens:
+        text = "\n".join(plain(line) for line in token.text.split("\n"))
+        if token.weight is None:
+            parts.append(text)
+        else:
+            strength = 0.16 + 0.56 * min(max(token.weight / largest, 0), 1)
+            style = f"background:rgba(221,122,44,{strength:.2f});color:inherit"
+            parts.append(f"<mark style='{style}' title='routing weight {token.weight:.3f}'>{text}</mark>")
+    before, after = "\u2026 " if example.cut_before else "", " \u2026" if example.cut_after else ""
+    return f"<bdi>{before}{''.join(parts)}{after}</bdi>"
