@@ -61,8 +61,8 @@ def atlas(
 
     Returns:
         Dataset with dims (layer, expert): relative_load (1 is a fair share), count; prefers (a label, or "" if none
-        stands), npmi, npmi_null (99th percentile of its null), label_q (all of that label); with the experts tier: reap, ean;
-        with the outliers tier: absmax, super (published rule); effect, if given.
+        stands), npmi, npmi_null (99th percentile of its null), label_q (all three of that label); with the experts
+        tier: reap, ean; with the outliers tier: absmax, super (published rule); effect, if given.
         With dims (layer, expert, neighbour): predecessor, successor, similar (expert numbers, NaN where there is none
         that stands), predecessor_lift, successor_lift, similarity. `attrs["absent"]` says which parts this store
         does not allow, and why.

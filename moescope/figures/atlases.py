@@ -39,6 +39,8 @@ def atlas(result: xr.Dataset) -> go.Figure:
     """
     measures = [name for name in _MEASURES if name in result]
     height = row_height(result.sizes["layer"]) * result.sizes["layer"]
+    layout: Any = template().layout
+    scale = layout.colorscale.sequential
     figure = go.Figure()
     words = _words(result)
     for index, name in enumerate(measures):
@@ -48,7 +50,7 @@ def atlas(result: xr.Dataset) -> go.Figure:
                 x=result["expert"].values,
                 y=layer_names(result),
                 customdata=words,
-                colorscale=template().layout.colorscale.sequential,
+                colorscale=scale,
                 colorbar={
                     "title": {"text": _MEASURES[name], "side": "right", "font": {"size": 12}},
                     "tickfont": {"size": 11},

@@ -46,8 +46,9 @@ def test_in_a_browser(page):
         tab.goto(f"{page.as_uri()}#L2E3")
         tab.wait_for_selector("[data-figure] .main-svg")
         assert tab.evaluate("document.documentElement.scrollWidth") <= 1280
-        top = tab.evaluate("document.getElementById('L2E3').getBoundingClientRect().top")
-        assert 0 <= top < 900
+        tab.wait_for_function(  # the page scrolls smoothly
+            "(top => 0 <= top && top < 900)(document.getElementById('L2E3').getBoundingClientRect().top)"
+        )
         assert tab.evaluate("window.hacked") is None
         browser.close()
     assert complaints == []
