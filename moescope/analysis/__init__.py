@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moescope.analysis.affinities import affinity, affinity_from_counts
     from moescope.analysis.alignment import linear_cka, output_similarity, output_similarity_from_arrays
-    from moescope.analysis.bit_budget import bits, bits_from_importance
     from moescope.analysis.atlas_table import atlas
+    from moescope.analysis.bit_budget import bits, bits_from_importance
     from moescope.analysis.caching import Replayed, caches, replay_ids
     from moescope.analysis.cards import Card, card, cards_of_layer
     from moescope.analysis.coactive import coactivation, coactivation_from_counts

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from moescope.analysis.affinities import AFFINITY_QUESTION
 from moescope.analysis.alignment import OUTPUT_SIMILARITY_QUESTION
-from moescope.analysis.bit_budget import BITS_QUESTION
 from moescope.analysis.atlas_table import ATLAS_QUESTION
+from moescope.analysis.bit_budget import BITS_QUESTION
 from moescope.analysis.caching import CACHES_QUESTION
 from moescope.analysis.coactive import COACTIVATION_QUESTION
 from moescope.analysis.comparing import COMPARE_QUESTION

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from moescope.figures.affinities import affinity
-    from moescope.figures.bit_budget import bits
     from moescope.figures.atlases import atlas
+    from moescope.figures.bit_budget import bits
     from moescope.figures.caching import caches, offload
     from moescope.figures.coactive import coactivation
     from moescope.figures.comparing import compare
@@ -93,8 +93,8 @@ _HOME = {
 
 __all__ = [
     "affinity",
-    "bits",
     "atlas",
+    "bits",
     "caches",
     "coactivation",
     "compare",
