@@ -20,9 +20,9 @@ SCORES = {torch.sigmoid, torch.Tensor.sigmoid, nn.functional.sigmoid, torch.sqrt
 SUMS = {
     torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__, torch.Tensor.add_, torch.Tensor.__iadd__,
 }  # fmt: skip
-SELECTIONS = {
-    torch.topk, torch.Tensor.topk, torch.argmax, torch.Tensor.argmax, torch.max, torch.Tensor.max, torch.sort,
-    torch.Tensor.sort, torch.argsort, torch.Tensor.argsort,
+PICKS = {torch.argmax, torch.Tensor.argmax, torch.max, torch.Tensor.max}  # one by one, as phimoe does
+SELECTIONS = PICKS | {
+    torch.topk, torch.Tensor.topk, torch.sort, torch.Tensor.sort, torch.argsort, torch.Tensor.argsort,
 }  # fmt: skip
 GONE = ("mask", "remove")
 STEP = 1e-2  # by how much a promoted expert stands above the best, and a demoted one below the worst
@@ -83,7 +83,8 @@ class Choosing(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in SELECTIONS and args and self._is_ours(args[0], self._columns):
             self._acted.add("selection")
-            return func(self._act(args[0], _before_selection), *args[1:], **kwargs)
+            stage = _before_pick if func in PICKS else _before_selection
+            return func(self._act(args[0], stage), *args[1:], **kwargs)
         result = func(*args, **kwargs)
         if func in self._linear and self._is_ours(result, self._columns, self._wider):
             self._acted.add("logits")
@@ -145,6 +146,12 @@ def _before_selection(wish: Wish, scores: torch.Tensor) -> torch.Tensor:
         lowest = torch.finfo(scores.dtype).min
         return _column(scores.clamp_min(lowest), wish.experts, lambda part: torch.full_like(part, -torch.inf))
     return _extreme(wish, scores)
+
+
+def _before_pick(wish: Wish, scores: torch.Tensor) -> torch.Tensor:
+    """The same where experts are picked one by one: what was picked stands at -inf, and must not be picked again."""
+    changed = _before_selection(wish, scores)
+    return torch.where(scores == -torch.inf, scores, changed) if wish.kind == "promote" else changed
 
 
 def _extreme(wish: Wish, values: torch.Tensor) -> torch.Tensor:

@@ -146,7 +146,8 @@ class Live:
         hf, semantics = self._model.hf, self._model.semantics[site.key]
         columns = site.n_experts + semantics.skips
         weights = [len(weight) for weight in hf.get_submodule(site.router).parameters() if weight.ndim == 2]
-        wider = max([width for width in weights if width > columns], default=columns)
+        # Shared experts have rows in the router's one weight (inkling); hidden layers are no logits (zaya).
+        wider = columns if columns in weights else max([w for w in weights if w > columns], default=columns)
         softmax, acted = semantics.score_function == "softmax", self._acted.setdefault(site.key, set())
         mode = partial(Choosing, wishes, columns, wider, softmax, semantics.bias is not None, acted)
         undo = [override_forward(hf.get_submodule(site.router), _under(mode))]
@@ -191,6 +192,9 @@ def _require_obeyed(site: Site, act: Act, reading: SiteReading, rows: torch.Tens
     ids = reading.expert if rows is None else reading.expert[rows]
     there = torch.ones_like(reading.expert, dtype=torch.bool) if reading.valid is None else reading.valid
     there = there if rows is None else there[rows]
+    ordered = ids.masked_fill(~there, -1).sort(-1).values
+    if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
+        raise RefusedError(f"{site.key}: this family's router selects an expert twice under {act}.")
     for expert in act.experts:
         chosen = ((ids == expert) & there).any(-1)
         if act.kind in GONE and bool(chosen.any()):

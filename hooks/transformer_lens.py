@@ -90,8 +90,9 @@ def points(model: BridgedModel) -> dict[str, Points]:
     cached: dict[str, torch.Tensor] = {}
     facts: dict[str, Facts] = {}
 
-    def keep(value: torch.Tensor, hook: Any) -> None:
-        cached[hook.name] = value.detach().clone()
+    def keep(value: Any, hook: Any) -> None:
+        if isinstance(value, torch.Tensor):  # round a router (jamba's) that says several things a point gives a tuple
+            cached[hook.name] = value.detach().clone()
 
     undo = []
     try:
