@@ -6,9 +6,7 @@ next m tokens need least, beside what can be had without foresight (LRU, LFU) an
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,8 @@ from moescope.analysis.labelled import LayerAxis, provenance
 from moescope.analysis.locality_kernels import BELADY, LFU, LRU, SCH, replay
 from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
 from moescope.analysis.resampling import INTERVAL, ratio_interval
-from moescope.analysis.runs import GROUPED, SHUFFLED, Cells, runs_of_ids, whole_runs
+from moescope.analysis.runs import GROUPED, SHUFFLED, Cells, Runs, over_runs, runs_of_ids, split_runs
+from moescope.analysis.sparse import packed, unpack
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -217,11 +216,8 @@ def replay_task(chosen: Labelling, windows: Sequence[int], draws: int, seed: int
 
 def replayed(store: Store, sites: Sequence[Any], task: ReplayTask) -> list[dict[str, tuple[Replayed, Replayed]]]:
     """Every policy in every layer: (as it was, by cell; shuffled, by label, all draws summed)."""
-    jobs = [(site, policy) for site in sites for policy in task.policies]
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8, len(jobs))) as pool:
-        done = list(pool.map(lambda job: _replayed(store, job[0], job[1], task), jobs))
-    n = len(task.policies)
-    return [dict(zip(task.policies, done[row * n : (row + 1) * n], strict=True)) for row in range(len(sites))]
+    split = split_runs(store, task.phase)
+    return [{policy: _replayed(store, site, policy, task, split) for policy in task.policies} for site in sites]
 
 
 def cache_sizes(sites: Sequence[Any], sizes: Sequence[int] | None) -> list[int]:
@@ -252,40 +248,39 @@ def _parsed(policy: str) -> tuple[int, int]:
     return {"lru": LRU, "lfu": LFU, "belady": BELADY}[policy], 0
 
 
-def _replayed(store: Store, site: Any, policy: str, task: ReplayTask) -> tuple[Replayed, Replayed]:
+def _replay(runs: Runs, policy: int, window: int, n_experts: int, task: ReplayTask) -> list[np.ndarray]:
+    """Some runs replayed: depth and first by cell, then of the shuffles by label."""
+    plain, shuffled = Replayed.empty(task.cells.label.size, n_experts), Replayed.empty(task.n_labels, n_experts)
+    cell, label = task.cells.of_runs(runs.document)
+    replay(runs.ids, runs.edge, cell, policy, window, plain.depth, plain.first)
+    for draw in range(task.draws):
+        ids = runs.shuffled(task.seed, draw)
+        replay(ids, runs.edge, label, policy, window, shuffled.depth, shuffled.first)
+    return [plain.depth, plain.first, shuffled.depth, shuffled.first]
+
+
+def _replayed(
+    store: Store, site: Any, policy: str, task: ReplayTask, split: frozenset[tuple[int, int]]
+) -> tuple[Replayed, Replayed]:
     """One policy in one layer, kept in the store's aggregates."""
     number, window = _parsed(policy)
 
     def empty() -> list[Replayed]:
-        cells = task.cells.label.size
-        return [Replayed.empty(cells, site.n_experts), Replayed.empty(task.n_labels, site.n_experts)]
+        return [Replayed.empty(rows, site.n_experts) for rows in (task.cells.label.size, task.n_labels)]
+
+    def tables(found: list[Replayed]) -> list[np.ndarray]:
+        return [table for one in found for table in (one.depth, one.first)]
 
     def compute() -> pa.Table:
-        plain, shuffled = empty()
-        for runs in whole_runs(store, site, task.phase):
-            cell, label = task.cells.of_runs(runs.document)
-            replay(runs.ids, runs.edge, cell, number, window, plain.depth, plain.first)
-            for draw in range(task.draws):
-                ids = runs.shuffled(task.seed, draw)
-                replay(ids, runs.edge, label, number, window, shuffled.depth, shuffled.first)
-        parts = [plain.depth, plain.first, shuffled.depth, shuffled.first]
-        filled = [np.nonzero(part) for part in parts]
-        return pa.table(
-            {
-                "part": np.repeat(np.arange(len(parts), dtype=np.int32), [len(rows) for rows, _ in filled]),
-                "row": np.concatenate([rows for rows, _ in filled]).astype(np.int32),
-                "place": np.concatenate([places for _, places in filled]).astype(np.int32),
-                "count": np.concatenate([part[at] for part, at in zip(parts, filled, strict=True)]),
-            }
-        )
+        total = tables(empty())
+        for found in over_runs(store, site, task.phase, split, _replay, number, window, site.n_experts, task):
+            for table, part in zip(total, found, strict=True):
+                table += part
+        return packed(total)
 
     params = {"site": site.key, "policy": policy, "draws": task.draws, "seed": task.seed, **task.asked}
-    kept = store.cached(f"cache-{site.key}-{policy}", compute, params)
-    plain, shuffled = empty()
-    part, row, place, count = (kept[name].to_numpy() for name in ("part", "row", "place", "count"))
-    for index, table in enumerate((plain.depth, plain.first, shuffled.depth, shuffled.first)):
-        mine = part == index
-        table[row[mine], place[mine]] = count[mine]
+    plain, shuffled = found = empty()
+    unpack(store.cached(f"cache-{site.key}-{policy}", compute, params), tables(found))
     return plain, shuffled
 
 

@@ -7,9 +7,7 @@ on or off for a whole segment, and SRP is the best F1 it can reach against what 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +22,8 @@ from moescope.analysis.locality_kernels import count_windows
 from moescope.analysis.permutation import TIE
 from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
 from moescope.analysis.resampling import INTERVAL, drawn_documents
-from moescope.analysis.runs import GROUPED, SHUFFLED, Cells, runs_of_ids, whole_runs
+from moescope.analysis.runs import GROUPED, SHUFFLED, Cells, Runs, over_runs, runs_of_ids, split_runs
+from moescope.analysis.sparse import packed, unpack
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -99,8 +98,8 @@ def consistency(
         draws = int(np.clip(WORK / max(work, 1), 19, 199))
     asked = {"by": by, "where": where and dict(where), "phase": phase}
     task = _Task(sizes, cells, len(chosen.labels), draws, seed, phase, asked)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8, len(sites))) as pool:
-        counted = list(pool.map(lambda site: _counted(store, site, task), sites))
+    split = split_runs(store, phase)
+    counted = [_counted(store, site, task, split) for site in sites]
     if not any(table.any() for found in counted for table in found.by_cell):
         raise MoescopeError(f"No sequence has {min(sizes)} tokens, the shortest window: ask for smaller windows.")
     if not any(table[:, 1:].any() for found in counted for table in found.by_cell):
@@ -248,41 +247,33 @@ class _Counted:
         ]
 
 
-def _counted(store: Store, site: Any, task: _Task) -> _Counted:
+def _count(runs: Runs, n_experts: int, task: _Task) -> list[np.ndarray]:
+    """Histograms of some runs, as `_Counted.parts` has them."""
+    found = _Counted.empty(task, n_experts)
+    cell, label = task.cells.of_runs(runs.document)
+    for place, window in enumerate(task.windows):
+        count_windows(runs.ids, runs.edge, cell, window, found.by_cell[place], label, found.by_expert[place])
+    for draw in range(task.draws):
+        ids = runs.shuffled(task.seed, draw)
+        row = np.where(label < 0, -1, draw * task.n_labels + label)
+        for place, window in enumerate(task.windows):
+            count_windows(ids, runs.edge, row, window, found.by_draw[place], np.zeros_like(row), found.pooled[place])
+    return found.parts()
+
+
+def _counted(store: Store, site: Any, task: _Task, split: frozenset[tuple[int, int]]) -> _Counted:
     """Histograms of one layer, kept in the store's aggregates."""
 
     def compute() -> pa.Table:
         found = _Counted.empty(task, site.n_experts)
-        for runs in whole_runs(store, site, task.phase):
-            cell, label = task.cells.of_runs(runs.document)
-            for place, window in enumerate(task.windows):
-                count_windows(runs.ids, runs.edge, cell, window, found.by_cell[place], label, found.by_expert[place])
-            for draw in range(task.draws):
-                ids = runs.shuffled(task.seed, draw)
-                row = np.where(label < 0, -1, draw * task.n_labels + label)
-                for place, window in enumerate(task.windows):
-                    pooled = found.pooled[place]
-                    count_windows(ids, runs.edge, row, window, found.by_draw[place], np.zeros_like(row), pooled)
-        parts = found.parts()
-        filled = [np.nonzero(part) for part in parts]
-        return pa.table(
-            {
-                "part": np.repeat(np.arange(len(parts), dtype=np.int32), [len(rows) for rows, _ in filled]),
-                "row": np.concatenate([rows for rows, _ in filled]).astype(np.int32),
-                "active": np.concatenate([bins for _, bins in filled]).astype(np.int32),
-                "count": np.concatenate([part[at] for part, at in zip(parts, filled, strict=True)]),
-            }
-        )
+        for part in over_runs(store, site, task.phase, split, _count, site.n_experts, task):
+            for total, table in zip(found.parts(), part, strict=True):
+                total += table
+        return packed(found.parts())
 
     params = {"site": site.key, "windows": task.windows, "draws": task.draws, "seed": task.seed, **task.asked}
-    kept = store.cached(f"windows-{site.key}", compute, params)
     found = _Counted.empty(task, site.n_experts)
-    parts = found.parts()
-    edges = np.searchsorted(kept["part"].to_numpy(), np.arange(len(parts) + 1))
-    row, active, count = (kept[name].to_numpy() for name in ("row", "active", "count"))
-    for place, part in enumerate(parts):
-        mine = slice(int(edges[place]), int(edges[place + 1]))
-        part[row[mine], active[mine]] = count[mine]
+    unpack(store.cached(f"windows-{site.key}", compute, params), found.parts())
     return found
 
 
@@ -328,6 +319,8 @@ def _dataset(
             for name, values in _of_experts(found, place, task.draws).items():
                 experts.setdefault(name, [[] for _ in task.windows])[place].append(values)
     dims = ("layer", "window", "label")
+    for table in (layered, whole):
+        table["segments"] = table["segments"].astype(np.int64)
     variables: dict[str, Any] = {name: (dims, values) for name, values in layered.items()}
     variables["q"] = (dims, _adjusted(layered["p"]))
     variables |= {f"model_{name}": (dims[1:], values) for name, values in whole.items()}

@@ -97,7 +97,7 @@ def offload(
     attrs = provenance(
         store,
         analysis="offload",
-        bytes_per_expert=moved,
+        bytes_per_expert=moved if np.isfinite(moved) else "unknown",
         bytes_source=source,
         bandwidth=bandwidth,
         latency_us=latency_us,

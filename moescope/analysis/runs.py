@@ -1,12 +1,13 @@
 """Sequences as they ran: each one whole, its tokens in order, streamed from the shards of a store.
 
 What depends on the order of tokens (windows, caches) must not see a sequence cut in two, nor two sequences as one. A
-run is the rows of one sequence of one document; a run that goes on in the next shard is held back until it ends.
+run is the rows of one sequence of one document; the pieces of one that goes on in the next shard are put together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from moescope.analysis.counts import Labelling, Phase
 from moescope.analysis.locality_kernels import drop_repeats
 from moescope.analysis.routed_rows import kept_rows, runs_of, slot_ids
+from moescope.analysis.spreading import over_shards
 from moescope.analysis.transition_kernels import reorder_runs, stirred
 from moescope.errors import MoescopeError
 
@@ -92,33 +94,69 @@ class Runs:
         return self.ids[order]
 
 
-def whole_runs(store: Store, site: Any, phase: Phase | None = None) -> Iterator[Runs]:
-    """The runs of one layer, some shard's worth at a time; tokens of another phase are left out of them."""
-    held = None
-    rows = [kept_rows(shard, None, phase) for shard in store.shards[:1]]
-    ahead = [runs_of(shard, kept) for shard, kept in zip(store.shards[:1], rows, strict=True)]
-    for place, shard in enumerate(store.shards):
-        (edge, document, sequence), kept = ahead.pop(), rows.pop()
-        for following in store.shards[place + 1 : place + 2]:
-            rows.append(kept_rows(following, None, phase))
-            ahead.append(runs_of(following, rows[-1]))
-        ids = slot_ids(shard, site, "all", kept)
-        if held is not None:
-            ids = np.concatenate([held, ids])
-            edge = np.concatenate([[0], edge[1:] + len(held)])
-        goes_on = _goes_on(document, sequence, *ahead[-1][1:]) if ahead else False
-        closed = document.size - goes_on
-        end = int(edge[closed])
-        held = ids[end:] if goes_on else None
-        if closed:
-            drop_repeats(ids[:end], site.n_experts)
-            yield Runs(ids[:end], edge[: closed + 1], document[:closed], sequence[:closed])
+def split_runs(store: Store, phase: Phase | None = None) -> frozenset[tuple[int, int]]:
+    """(document, sequence) of every run that goes on from one shard into the next."""
+    ends = list(over_shards(store, _ends, phase))
+    return frozenset(here[1] for here, there in itertools.pairwise(ends) if here and there and here[1] == there[0])
 
 
-def _goes_on(document: np.ndarray, sequence: np.ndarray, next_document: np.ndarray, next_sequence: np.ndarray) -> bool:
-    if not document.size or not next_document.size:
-        return False
-    return bool(document[-1] == next_document[0] and sequence[-1] == next_sequence[0])
+def over_runs(
+    store: Store,
+    site: Any,
+    phase: Phase | None,
+    split: frozenset[tuple[int, int]],
+    function: Callable[..., Any],
+    *arguments: Any,
+) -> Iterator[Any]:
+    """`function(runs, *arguments)` of all whole runs of one layer: each shard's, then those that shards cut in two.
+
+    Args:
+        store, site: as elsewhere.
+        phase: tokens of another phase are left out, and what is left of a run closes up.
+        split: from `split_runs` of the same store and phase.
+        function: of a module's top level, and its arguments plain, so that another process can be handed them.
+    """
+    held: dict[tuple[int, int], list[np.ndarray]] = {}
+    for found, apart in over_shards(store, _of_shard, site, phase, split, function, arguments):
+        yield found
+        for key, ids in apart:
+            held.setdefault(key, []).append(ids)
+    if held:
+        whole = [np.concatenate(parts) for parts in held.values()]
+        edge = np.cumsum([0, *(len(ids) for ids in whole)])
+        document, sequence = np.array(list(held), dtype=np.int64).T
+        yield function(Runs(np.concatenate(whole), edge, document, sequence), *arguments)
+
+
+def _ends(shard: Any, phase: Phase | None) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """The first and the last run of a shard."""
+    _, document, sequence = runs_of(shard, kept_rows(shard, None, phase))
+    if not document.size:
+        return None
+    return (int(document[0]), int(sequence[0])), (int(document[-1]), int(sequence[-1]))
+
+
+def _of_shard(
+    shard: Any,
+    site: Any,
+    phase: Phase | None,
+    split: frozenset[tuple[int, int]],
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> tuple[Any, list[tuple[tuple[int, int], np.ndarray]]]:
+    """The answer for a shard's own runs, and its pieces of runs that other shards have a part of."""
+    rows = kept_rows(shard, None, phase)
+    edge, document, sequence = runs_of(shard, rows)
+    ids = slot_ids(shard, site, "all", rows)
+    drop_repeats(ids, site.n_experts)
+    names = list(zip(document.tolist(), sequence.tolist(), strict=True)) if split else []
+    apart = [(name, ids[edge[run] : edge[run + 1]]) for run, name in enumerate(names) if name in split]
+    if apart:
+        own = np.array([name not in split for name in names])
+        length = np.diff(edge)
+        ids = ids[np.repeat(own, length)]
+        edge, document, sequence = np.append(0, np.cumsum(length[own])), document[own], sequence[own]
+    return function(Runs(ids, edge, document, sequence), *arguments), apart
 
 
 def runs_of_ids(ids: Int[np.ndarray, "token rank"], sequence: Int[np.ndarray, " token"] | None, n_experts: int) -> Runs:

@@ -1,6 +1,8 @@
 """Caches of every size against naive simulators of one size, the true optimum, and planted memory."""
 
 import math
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,12 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moescope.analysis.caching import caches, replay_ids
+from moescope.analysis.local_routing import consistency
+from moescope.analysis.spreading import spread
 from moescope.errors import MoescopeError
 from tests.analysis.made_stores import random_truth, write
 from tests.analysis.ordered_stores import recut
 from tests.analysis.test_local_routing import memory_store
 
-cases = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+cases = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 WIDTHS, K = [7, 4, 1], [3, 2, 1]
 POLICIES = ["lru", "lfu", "sch-1", "sch-3", "sch-9", "belady"]
 
@@ -175,7 +179,8 @@ def test_planted_memory_is_worth_hits_and_no_memory_is_not(tmp_path):
 
 
 def test_shards_filters_labels_and_phases(tmp_path):
-    made, store = memory_store(tmp_path / "s", 0.8, labels={"domain": ["ab"[d % 2] for d in range(30)]})
+    labels = {"domain": ["ab"[d % 2] for d in range(30)]}
+    made, store = memory_store(tmp_path / "s", 0.8, labels=labels)
     expected = caches(store, [2, 4], [5], by="domain")
     for other in (recut(store, [17, 60, 61, 700]), store):  # the second time from the aggregates
         again = caches(other, [2, 4], [5], by="domain")
@@ -191,6 +196,19 @@ def test_shards_filters_labels_and_phases(tmp_path):
     expected = replay_ids(made.expert[0][rows], 8, "lru", made.sequence[rows])
     found = caches(split, [4], [], phase="decode")["hit_rate"].sel(layer=0, policy="lru", size=4).item()
     assert found == pytest.approx(expected.hits([4])[0, 0] / expected.selections[0])
+
+
+def test_processes_count_the_same(tmp_path):
+    labels = {"domain": ["ab"[d % 2] for d in range(30)]}
+    made, store = memory_store(tmp_path / "s", 0.8, labels=labels)
+    cut = write(tmp_path / "t", made, [8, 6], labels, cuts=3)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool, spread(pool):
+        elsewhere = [caches(cut, [2, 4], [5], by="domain"), consistency(cut, [3], by="domain", draws=2)]
+    here = [caches(store, [2, 4], [5], by="domain"), consistency(store, [3], by="domain", draws=2)]
+    for one, other in zip(here, elsewhere, strict=True):
+        for name in one.data_vars:
+            np.testing.assert_array_equal(one[name], other[name])
 
 
 def test_sizes_and_mistakes(tmp_path):
