@@ -319,8 +319,7 @@ def _dataset(
             for name, values in _of_experts(found, place, task.draws).items():
                 experts.setdefault(name, [[] for _ in task.windows])[place].append(values)
     dims = ("layer", "window", "label")
-    for table in (layered, whole):
-        table["segments"] = table["segments"].astype(np.int64)
+    layered["segments"], whole["segments"] = layered["segments"].astype(np.int64), whole["segments"].astype(np.int64)
     variables: dict[str, Any] = {name: (dims, values) for name, values in layered.items()}
     variables["q"] = (dims, _adjusted(layered["p"]))
     variables |= {f"model_{name}": (dims[1:], values) for name, values in whole.items()}
