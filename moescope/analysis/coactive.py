@@ -17,6 +17,7 @@ from moescope.analysis.counts import Phase, document_tokens, labelling, sites_of
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.question import LAYERS, PHASE, Analysis, Parameter
 from moescope.analysis.routed_rows import kept_rows, slot_ids
+from moescope.analysis.spreading import over_shards
 from moescope.analysis.transition_kernels import count_coactive, joint_inclusion, single_inclusion
 from moescope.errors import MoescopeError
 
@@ -235,12 +236,9 @@ def _coactive(
     def scan() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         both, active = np.zeros(shape, np.int64), np.zeros(shape[:2], np.int64)
         size = np.zeros((n, site.top_k + 1), np.int64)
-        for shard in store.shards:
-            rows = kept_rows(shard, documents if filtered else None, phase)
-            ids = slot_ids(shard, site, "all", rows)
-            document = shard.tokens(["document"])["document"].to_numpy()
-            place = np.searchsorted(documents, document if rows is None else document[rows])
-            count_coactive(ids, place % n, definition == "code", both, active, size)
+        for parts in over_shards(store, _shard_coactive, site, definition == "code", n, documents, phase, filtered):
+            for total, part in zip((both, active, size), parts, strict=True):
+                total += part
         return both, active, size
 
     def compute() -> pa.Table:
@@ -268,6 +266,26 @@ def _coactive(
         active = np.einsum("gee->ge", both).copy()
         np.einsum("gee->ge", both)[:] = 0
     return both + np.swapaxes(both, 1, 2), active, size
+
+
+def _shard_coactive(
+    shard: Any,
+    site: Any,
+    adjacent: bool,
+    n: int,
+    documents: Int[np.ndarray, " document"],
+    phase: Phase | None,
+    filtered: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(both, active, size) of one shard; `both` in its upper triangle."""
+    both = np.zeros((n, site.n_experts, site.n_experts), np.int64)
+    active, size = np.zeros((n, site.n_experts), np.int64), np.zeros((n, site.top_k + 1), np.int64)
+    rows = kept_rows(shard, documents if filtered else None, phase)
+    ids = slot_ids(shard, site, "all", rows)
+    document = shard.tokens(["document"])["document"].to_numpy()
+    place = np.searchsorted(documents, document if rows is None else document[rows])
+    count_coactive(ids, place % n, adjacent, both, active, size)
+    return both, active, size
 
 
 COACTIVATION_QUESTION = Analysis(

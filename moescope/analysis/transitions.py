@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from moescope.analysis.counts import Phase
 from moescope.analysis.routed_rows import Ranks, kept_rows, rank_worth, slot_ids
+from moescope.analysis.spreading import over_shards
 from moescope.analysis.transition_kernels import count_transitions
 from moescope.errors import MoescopeError
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from moescope.store import Store
 
 
+CELLS = 4_000_000
+"""Cells (pairs x source x target experts) counted in one pass: 32 MB for each shard whose counts wait to be added."""
 Pairs = str | Sequence[str | tuple[Any, Any]] | None
 
 
@@ -149,6 +152,7 @@ def pair_names(sites: list[tuple[Any, Any]]) -> list[str]:
 
 
 def pair_coordinates(sites: list[tuple[Any, Any]]) -> dict[str, Any]:
+    """Coordinates along `pair`: its name, layers and site keys."""
     return {
         "pair": pair_names(sites),
         "source_layer": ("pair", [source.layer for source, _ in sites]),
@@ -166,26 +170,36 @@ def _scan(
     documents: Int[np.ndarray, " document"] | None,
     phase: Phase | None,
 ) -> list[Int[np.ndarray, "source_expert target_expert"]]:
-    tables = [np.zeros(shape, dtype=np.int64) for shape in shapes]
-    for ids in _decoded(store, sites, ranks, documents, phase):
-        for (source, target), table in zip(sites, tables, strict=True):
-            a, b = ids[source.key], ids[target.key]
-            count_transitions(a, b, rank_worth(ranks, a.shape[1]), rank_worth(ranks, b.shape[1]), table)
-    return tables
+    """Counts as many pairs in one pass over the shards as `CELLS` allows."""
+    found: list[np.ndarray] = []
+    at_once = max(1, CELLS // max((a * b for a, b in shapes), default=1))
+    for first in range(0, len(sites), at_once):
+        part = slice(first, first + at_once)
+        totals = [np.zeros(shape, dtype=np.int64) for shape in shapes[part]]
+        for tables in over_shards(store, _shard_tables, tuple(sites[part]), ranks, documents, phase):
+            for total, table in zip(totals, tables, strict=True):
+                total += table
+        found += totals
+    return found
 
 
-def _decoded(
-    store: Store,
-    sites: list[tuple[Any, Any]],
+def _shard_tables(
+    shard: Any,
+    sites: tuple[tuple[Any, Any], ...],
     ranks: Ranks,
     documents: Int[np.ndarray, " document"] | None,
     phase: Phase | None,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Shard by shard, the ids of every layer that takes part."""
-    wanted = {site.key: site for pair in sites for site in pair}
-    for shard in store.shards:
-        rows = kept_rows(shard, documents, phase)
-        yield {key: slot_ids(shard, site, ranks, rows) for key, site in wanted.items()}
+) -> list[Int[np.ndarray, "source_expert target_expert"]]:
+    """The counts of one shard, each layer that takes part decoded once."""
+    rows = kept_rows(shard, documents, phase)
+    ids = {key: slot_ids(shard, site, ranks, rows) for key, site in {s.key: s for pair in sites for s in pair}.items()}
+    tables = []
+    for source, target in sites:
+        a, b = ids[source.key], ids[target.key]
+        table = np.zeros((source.n_experts, target.n_experts), dtype=np.int64)
+        count_transitions(a, b, rank_worth(ranks, a.shape[1]), rank_worth(ranks, b.shape[1]), table)
+        tables.append(table)
+    return tables
 
 
 def _joined(parts: list[np.ndarray], dtype: Any) -> np.ndarray:

@@ -20,6 +20,7 @@ from moescope.analysis.labelled import LayerAxis, provenance
 from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
 from moescope.analysis.resampling import INTERVAL, ratio_interval
 from moescope.analysis.routed_rows import kept_rows
+from moescope.analysis.spreading import over_shards
 from moescope.errors import MoescopeError
 from moescope.store.selection import SCORES
 
@@ -197,23 +198,7 @@ def _document_sums(
     names = _columns(levels.size, site.top_k)
 
     def compute() -> pa.Table:
-        parts = []
-        for shard in store.shards:
-            kept = kept_rows(shard, None, phase)
-            found, index = np.unique(shard.tokens(["document"])["document"].to_numpy(), return_inverse=True)
-            table = np.zeros((found.size, len(names)))
-            routing = shard.routing(site.key, fields=["expert", "weight", "valid"])
-            for first in range(0, shard.n_tokens, ROWS):
-                rows = slice(first, min(first + ROWS, shard.n_tokens))
-                valid = None if routing.valid is None else routing.valid[rows]
-                logits = shard.logits(site.key, rows) if scores == "logits" else None
-                values = _token_values(site, routing.expert[rows], routing.weight[rows], valid, logits, levels)
-                group = index[rows]
-                if kept is not None:
-                    group, values = group[kept[rows]], values[kept[rows]]
-                for place in range(len(names)):
-                    table[:, place] += np.bincount(group, values[:, place], minlength=found.size)
-            parts.append((found, table))
+        parts = list(over_shards(store, _shard_sums, site, levels, scores, phase))
         every = np.unique(np.concatenate([found for found, _ in parts])) if parts else np.empty(0, np.int64)
         total = np.zeros((every.size, len(names)))
         for found, table in parts:
@@ -224,6 +209,27 @@ def _document_sums(
     table = store.cached("what-if", compute, params)
     place = np.searchsorted(table["document"].to_numpy(), documents)
     return {name: table[name].to_numpy()[place] for name in names}
+
+
+def _shard_sums(
+    shard: Any, site: Any, levels: np.ndarray, scores: Scores, phase: Phase | None
+) -> tuple[Int[np.ndarray, " document"], Float[np.ndarray, "document column"]]:
+    """(documents of the shard, sums over the tokens of each, by `_columns`)."""
+    kept = kept_rows(shard, None, phase)
+    found, index = np.unique(shard.tokens(["document"])["document"].to_numpy(), return_inverse=True)
+    table = np.zeros((found.size, len(_columns(levels.size, site.top_k))))
+    routing = shard.routing(site.key, fields=["expert", "weight", "valid"])
+    for first in range(0, shard.n_tokens, ROWS):
+        rows = slice(first, min(first + ROWS, shard.n_tokens))
+        valid = None if routing.valid is None else routing.valid[rows]
+        logits = shard.logits(site.key, rows) if scores == "logits" else None
+        values = _token_values(site, routing.expert[rows], routing.weight[rows], valid, logits, levels)
+        group = index[rows]
+        if kept is not None:
+            group, values = group[kept[rows]], values[kept[rows]]
+        for place in range(table.shape[1]):
+            table[:, place] += np.bincount(group, values[:, place], minlength=found.size)
+    return found, table
 
 
 def _token_values(
@@ -340,7 +346,9 @@ WHAT_IF_QUESTION = Analysis(
     help="How many experts would a token need, and what would fewer of them keep?",
     parameters=(
         Parameter("thresholds", float, (0.3, 0.5, 0.7, 0.8, 0.9, 0.95), "shares of the router's score", many=True),
-        Parameter("scores", str, None, "p over all experts, or within the selected", ("logits", "weights")),
+        Parameter(
+            "scores", str, None, "where p is taken: over all experts, or within the selected", ("logits", "weights")
+        ),
         Parameter("by", str, None, "label of the documents (default: all together)"),
         LAYERS,
         PHASE,

@@ -104,3 +104,29 @@ def test_a_damaged_shard_is_named_from_a_worker_too(made):
     fresh = uncached(store)
     with pytest.raises(StoreError, match=r"shards/\d+/routing|moescope check"):
         document_tables(fresh, fresh.sites)
+
+
+def answers(store):
+    """Everything that follows tokens from layer to layer, or looks at what fewer experts would do, as plain arrays."""
+    found = [
+        analysis.affinity(store, "all", pairs="all", permutations=5),
+        analysis.paths(store, draws=3, capacity=60),
+        analysis.coactivation(store, groups=4),
+        analysis.what_if(store, by="domain", resamples=20),
+        analysis.placement(store, 2, "eplb", uneven=True, draws=5),
+    ]
+    counts = [analysis.transition_counts(store, 0, 2, "weighted", phase=phase) for phase in (None, "prefill")]
+    return counts + [result[name].values for result in found for name in result.data_vars if name != "seconds"]
+
+
+def test_transitions_paths_and_what_if_are_the_same_wherever_they_are_counted(made, monkeypatch):
+    _, store = made
+    threads = answers(uncached(store))
+    monkeypatch.setattr(spreading, "THREADS", 1)
+    single = answers(uncached(store))
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool, analysis.spread(pool, 2):
+        processes = answers(uncached(store))
+    assert len(single) > 60
+    for one, many, elsewhere in zip(single, threads, processes, strict=True):
+        np.testing.assert_array_equal(one, many)
+        np.testing.assert_array_equal(one, elsewhere)
