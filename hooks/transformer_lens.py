@@ -11,7 +11,12 @@ store = ms.capture_cache(model, [ms.CachedRun(tokens, cache)], "runs/cached")
 
 A bridge changes the model in place: its parts stand round the model's own, which run as before. So the model's own
 parts are read, below the bridge's hooks, and whatever those hooks change in a router's ids and weights is captured.
-Needs `pip install 'moescope[transformer-lens]'`.
+``model.edited(recipe)`` edits it as it does any model.
+
+TransformerLens 4.3 has bridges for 28 of the families that MoEscope captures. 26 give what the plain model gives, to
+the bit; DeepSeek-V2 gives it but for rounding, by an attention of the bridge's own; granitemoehybrid does not run
+without rotary embeddings. Booting a multimodal one asks the hub for its processor and, where that fails, installs
+torchvision by itself. Needs `pip install 'moescope[transformer-lens]'`.
 """
 
 from __future__ import annotations
