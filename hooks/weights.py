@@ -104,21 +104,7 @@ def expert_weights(model: Model, layer: int | str) -> ExpertWeights:
             input alone); the message says why.
     """
     site = _site(model, layer)
-    facts, (row, bias) = _observe(model, site)
-    reasons: list[str] = []
-    proven: list[tuple[_Layout, float, int]] = []
-    for layout in _layouts(model.hf, site, facts, reasons):
-        error, experts = _rebuild(layout, facts, site)
-        if error <= _tolerance(facts):
-            proven.append((layout, error, experts))
-        else:
-            reasons.append(f"{layout.name} misses the experts' real outputs by {error:.2g} (relative)")
-    if len(proven) != 1:
-        why = "; ".join(reasons) or "its experts have none of the known shapes"
-        if proven:
-            why = f"several layouts fit ({', '.join(layout.name for layout, _, _ in proven)})"
-        raise RefusedError(f"The expert matrices at {site.experts} cannot be oriented with proof: {why}.")
-    layout, error, experts = proven[0]
+    layout, error, experts, (row, bias) = _proven(model, site)
     arrays = _arrays(layout, site)
     notes = list(layout.notes)
     kept = site.n_experts
@@ -137,12 +123,51 @@ def expert_weights(model: Model, layer: int | str) -> ExpertWeights:
     )
 
 
+def expert_layout(model: Model, layer: int | str) -> Layout:
+    """How one layer's experts are stored, proven as for `expert_weights`; its tensors are the model's own.
+
+    Raises:
+        MoescopeError: no such layer.
+        RefusedError: the layout cannot be proven.
+    """
+    return _proven(model, _site(model, layer))[0]
+
+
+def _proven(model: Model, site: Site) -> tuple[Layout, float, int, tuple[torch.Tensor | None, torch.Tensor | None]]:
+    """The one layout that rebuilds what the experts gave out, its error, over how many; and the router's last map."""
+    facts, router = _observe(model, site)
+    reasons: list[str] = []
+    proven: list[tuple[Layout, float, int]] = []
+    for layout in _layouts(model.hf, site, facts, reasons):
+        error, experts = _rebuild(layout, facts, site)
+        if error <= _tolerance(facts):
+            proven.append((layout, error, experts))
+        else:
+            reasons.append(f"{layout.name} misses the experts' real outputs by {error:.2g} (relative)")
+    if len(proven) != 1:
+        why = "; ".join(reasons) or "its experts have none of the known shapes"
+        if proven:
+            why = f"several layouts fit ({', '.join(layout.name for layout, _, _ in proven)})"
+        raise RefusedError(f"The expert matrices at {site.experts} cannot be oriented with proof: {why}.")
+    return *proven[0], router
+
+
 @dataclass(frozen=True)
-class _Layout:
-    """One way to read a layer's experts; `rows_*` pick gate and up among the rows of the first map."""
+class Layout:
+    """One way to read a layer's experts; matrices and biases are views of the model's own parameters.
+
+    Attributes:
+        parts: of an expert, the maps [rows, D] that its input goes through, one after another; their rows together are
+            those of its first map.
+        down: of an expert, the map [D, I] that its output comes from.
+        phi, tail: what stands between the two, and what follows the second.
+        n_real: experts that have matrices.
+        rows_gate, rows_up: [I] which row of the first map is neuron i's gate, which its linear factor.
+        notes: what else to know.
+    """
 
     name: str
-    first: Callable[[int], Affine]
+    parts: Callable[[int], list[Affine]]
     down: Callable[[int], Affine]
     phi: Function
     tail: Function
@@ -150,6 +175,13 @@ class _Layout:
     rows_gate: torch.Tensor | None
     rows_up: torch.Tensor
     notes: tuple[str, ...] = ()
+
+    def first(self, e: int) -> Affine:
+        """All rows of the first map of an expert; a copy where they are stored apart."""
+        weights, biases = zip(*self.parts(e), strict=True)
+        if len(weights) == 1:
+            return weights[0], biases[0]
+        return torch.cat(weights), None if any(bias is None for bias in biases) else torch.cat(biases)
 
 
 def _site(model: Model, layer: int | str) -> Site:
@@ -221,26 +253,27 @@ def _observe(model: Model, site: Site) -> tuple[Facts, tuple[torch.Tensor | None
     return facts, watch.seen
 
 
-def _layouts(hf: nn.Module, site: Site, facts: Facts, reasons: list[str]) -> Iterator[_Layout]:
+def _layouts(hf: nn.Module, site: Site, facts: Facts, reasons: list[str]) -> Iterator[Layout]:
     """Every way to read the experts that their shapes allow; why others fall out goes into `reasons`."""
     experts = hf.get_submodule(site.experts)
     width = facts.hidden.shape[-1]
     if site.reader == "modules":
         yield from _of_modules(experts, facts, reasons)
         return
-    for name, first, down in _stored(experts, site, width):
-        phi = _gate_function(experts, first, down)
+    for name, maps, down in _stored(experts, site, width):
+        n_rows = sum(first.shape[1] for first in maps)
+        phi = _gate_function(experts, n_rows, down)
         if phi is None:
             reasons.append("it has no activation that could be asked")
             continue
-        pair = _roles(phi, first.shape[1], down.shape[2], first.device)
+        pair = _roles(phi, n_rows, down.shape[2], down.device)
         if isinstance(pair, str):
             reasons.append(pair)
             continue
         norm = getattr(experts, "post_expert_norm", None)
-        yield _Layout(
+        yield Layout(
             name,
-            _slices(first, _bias(experts, ("gate_up_proj_bias", "up_proj_bias"), first.shape[1])),
+            _rows(maps, _bias(experts, ("gate_up_proj_bias", "up_proj_bias"), n_rows)),
             _slices(down, _bias(experts, ("down_proj_bias",), width)),
             phi,
             norm if isinstance(norm, nn.Module) else _same,
@@ -250,16 +283,17 @@ def _layouts(hf: nn.Module, site: Site, facts: Facts, reasons: list[str]) -> Ite
         )
 
 
-def _stored(experts: nn.Module, site: Site, width: int) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Named readings of fused parameters as first [E, F, D] and down [E, D, I], each way the shapes allow."""
+def _stored(experts: nn.Module, site: Site, width: int) -> Iterator[tuple[str, list[torch.Tensor], torch.Tensor]]:
+    """Named readings of fused parameters as first maps [E, F, D] and down [E, D, I], each way the shapes allow."""
     found = dict(experts.named_parameters())
     if {"mlp.w1", "mlp.v1", "mlp.w2"} <= found.keys():  # dbrx: [E * I, D] each
         w1, v1, w2 = (found[f"mlp.{name}"].detach().view(site.n_experts, -1, width) for name in ("w1", "v1", "w2"))
         for name, halves in (("w1 gates", (w1, v1)), ("v1 gates", (v1, w1))):
-            yield name, torch.cat(halves, dim=1), w2.transpose(1, 2)
+            yield name, list(halves), w2.transpose(1, 2)
         return
     if site.reader == "product keys":  # doge: an expert is one neuron, a row of each of two embeddings
-        yield "rank one", found["down_embed.weight"].detach()[:, None, :], found["up_embed.weight"].detach()[:, :, None]
+        one, other = (found[name].detach() for name in ("down_embed.weight", "up_embed.weight"))
+        yield "rank one", [one[:, None, :]], other[:, :, None]
         return
     for first_name, down_name in (
         ("gate_up_proj", "down_proj"),
@@ -271,19 +305,19 @@ def _stored(experts: nn.Module, site: Site, width: int) -> Iterator[tuple[str, t
             continue
         for (one, a), (other, b) in itertools.product(_both_ways(first.detach()), _both_ways(down.detach())):
             if a.shape[2] == width == b.shape[1] and a.shape[1] in (b.shape[2], 2 * b.shape[2]):
-                yield f"{first_name} as {one} with {down_name} as {other}", a, b
+                yield f"{first_name} as {one} with {down_name} as {other}", [a], b
 
 
 def _both_ways(stored: torch.Tensor) -> tuple[tuple[str, torch.Tensor], ...]:
     return ("[out, in]", stored), ("[in, out]", stored.transpose(1, 2))
 
 
-def _gate_function(experts: nn.Module, first: torch.Tensor, down: torch.Tensor) -> Function | None:
+def _gate_function(experts: nn.Module, n_rows: int, down: torch.Tensor) -> Function | None:
     """What stands between the two projections, [n, F] to [n, I], as the module itself computes it."""
     names = ("act_fn", "activation", "activation_fn", "mlp.activation_fn")
     activation = next((part for name in names if (part := _attribute(experts, name)) is not None), None)
     own: Function | None = getattr(experts, "_apply_gate", None)
-    if first.shape[1] == down.shape[2]:
+    if n_rows == down.shape[2]:
         return activation
     if own is not None:
         return own
@@ -339,7 +373,7 @@ def _curvature(phi: Function, pair: torch.Tensor, role: int) -> float:
     return float((phi(base + step) - 2 * phi(base) + phi(base - step)).abs().mean())
 
 
-def _of_modules(experts: nn.Module, facts: Facts, reasons: list[str]) -> Iterator[_Layout]:
+def _of_modules(experts: nn.Module, facts: Facts, reasons: list[str]) -> Iterator[Layout]:
     """Experts as modules of their own: the last linear map that runs is down, those before it are given the input."""
     by_number = expert_modules(experts)
     chosen = next(iter(by_number.values()))
@@ -378,17 +412,19 @@ def _of_modules(experts: nn.Module, facts: Facts, reasons: list[str]) -> Iterato
         reasons.append(pair)
         return
 
-    def first(e: int) -> Affine:
-        parts = [by_number[e].get_submodule(name) for name in before]
-        biases = [part.bias for part in parts]
-        weight = torch.cat([part.weight.detach() for part in parts])  # type: ignore[misc]
-        return weight, None if any(bias is None for bias in biases) else torch.cat(biases).detach()  # type: ignore[arg-type]
-
-    def down(e: int) -> Affine:
-        part: Any = by_number[e].get_submodule(last[0])
+    def affine(e: int, name: str) -> Affine:
+        part: Any = by_number[e].get_submodule(name)
         return part.weight.detach(), None if part.bias is None else part.bias.detach()
 
-    yield _Layout("experts apart", first, down, phi, _same, len(by_number), *pair)
+    yield Layout(
+        "experts apart",
+        lambda e: [affine(e, name) for name in before],
+        lambda e: affine(e, last[0]),
+        phi,
+        _same,
+        len(by_number),
+        *pair,
+    )
 
 
 def _named(hook: Callable[[str, Any, torch.Tensor], Any], name: str) -> Callable[..., Any]:
@@ -406,7 +442,7 @@ def _hooked(modules: dict[str, nn.Linear], hook: Callable[[str, Any, torch.Tenso
             remove()
 
 
-def _rebuild(layout: _Layout, facts: Facts, site: Site) -> tuple[float, int]:
+def _rebuild(layout: Layout, facts: Facts, site: Site) -> tuple[float, int]:
     """Largest relative error over the experts recomputed, and how many they were."""
     ids = facts.ids.flatten()
     there = ids < layout.n_real
@@ -427,7 +463,7 @@ def _rebuild(layout: _Layout, facts: Facts, site: Site) -> tuple[float, int]:
     return (worst, rebuilt) if rebuilt else (np.inf, 0)
 
 
-def _arrays(layout: _Layout, site: Site) -> dict[str, Any]:
+def _arrays(layout: Layout, site: Site) -> dict[str, Any]:
     """The proven layout as float32 arrays; NaN rows for experts without matrices."""
     parts: dict[str, np.ndarray | None] = dict.fromkeys(
         ("gate", "up", "down", "gate_bias", "up_bias", "down_bias"), None
@@ -450,6 +486,17 @@ def _arrays(layout: _Layout, site: Site) -> dict[str, Any]:
         put("down", e, weight)
         put("down_bias", e, bias)
     return parts
+
+
+def _rows(maps: list[torch.Tensor], bias: torch.Tensor | None) -> Callable[[int], list[Affine]]:
+    """First maps of an expert, each with its rows of the bias."""
+    sizes = [weight.shape[1] for weight in maps]
+
+    def of(e: int) -> list[Affine]:
+        biases = [None] * len(sizes) if bias is None else list(bias[e].split(sizes))
+        return [(weight[e], b) for weight, b in zip(maps, biases, strict=True)]
+
+    return of
 
 
 def _slices(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[int], Affine]:

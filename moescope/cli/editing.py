@@ -178,7 +178,9 @@ def apply(
             return
         for change in changes:
             screen.say(str(change))
-        screen.say(f"{len(changes)} tensor parts would change; nothing was written")
+        leaving = sum(len(getattr(edit, "gone", ())) for edit in edits.edits)
+        more = f", and {leaving} merged experts would leave" if leaving else ""
+        screen.say(f"{len(changes)} tensor parts would change{more}; nothing was written")
         return
     assert out is not None
     texts = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moescope.edits.checkpoint import Change, Written, plan, write
-    from moescope.edits.edit import Demote, Edit, Mask, Promote, Prune, Replace, Route, Rows, Scale, Zero
+    from moescope.edits.edit import Demote, Edit, Mask, Merge, Promote, Prune, Replace, Route, Rows, Scale, Zero
     from moescope.edits.pruning import pruned_experts
     from moescope.edits.recipe import Recipe
 
@@ -22,6 +22,7 @@ _HOME = {
     "Demote": "edit",
     "Edit": "edit",
     "Mask": "edit",
+    "Merge": "edit",
     "Promote": "edit",
     "Prune": "edit",
     "Recipe": "recipe",
@@ -37,7 +38,7 @@ _HOME = {
 }
 
 __all__ = [
-    "Change", "Demote", "Edit", "Mask", "Promote", "Prune", "Recipe", "Replace", "Route", "Rows", "Scale",
+    "Change", "Demote", "Edit", "Mask", "Merge", "Promote", "Prune", "Recipe", "Replace", "Route", "Rows", "Scale",
     "Written", "Zero", "plan", "pruned_experts", "write",
 ]  # fmt: skip
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moescope.edits.edit import Replace, Scale
+from moescope.edits.edit import Merge, Replace, Scale
 from moescope.edits.files import INDEX, Stored, copy_checkpoint, fill, is_float, multiply, tensors_of
 from moescope.edits.pruning import pruned_experts, require_prunable, write_pruned
 from moescope.edits.recipe import Recipe
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from moescope.hooks.sites import Site
 
 LAST = ("down_proj", "down_proj_bias", "w2", "fc2", "wo", "output_linear")
+STAGE = ".merged"
 SELECTION_BIASES = ("e_score_correction_bias", "expert_bias")
 
 
@@ -80,6 +81,9 @@ class Written:
 def plan(recipe: Recipe, source: str | Path, *, approximate: bool = False) -> list[Change]:
     """Which tensors a recipe changes in a checkpoint; reads its configuration and headers only.
 
+    Merges are worked out on the model, which is loaded for them; of merges with `keep="first"` these are the changes
+    before experts leave.
+
     Args:
         recipe: the recipe.
         source: a folder with `config.json` and safetensors files, in the hub's layout or transformers' own.
@@ -93,7 +97,9 @@ def plan(recipe: Recipe, source: str | Path, *, approximate: bool = False) -> li
     hf, sites = _skeleton(folder)
     known = tensors_of(folder)
     recipe.require_consistent()
-    if pruned_experts(recipe, sites):
+    if any(isinstance(edit, Merge) for edit in recipe.edits):
+        recipe = _worked_out(recipe, sites, folder)
+    elif pruned_experts(recipe, sites):
         raise MoescopeError("Pruning changes the names and shapes of tensors; see `moescope.edits.pruned_experts`.")
     changes: list[Change] = []
     for edit in recipe.edits:
@@ -106,9 +112,7 @@ def plan(recipe: Recipe, source: str | Path, *, approximate: bool = False) -> li
             raise RefusedError(
                 f"Layer {edit.layer}: routing by rank or share is no property of a checkpoint's tensors."
             )
-        wrong = [expert for expert in edit.expert if expert >= site.n_experts]
-        if wrong:
-            raise MoescopeError(f"Layer {edit.layer} has experts 0 to {site.n_experts - 1}, no expert {wrong[0]}.")
+        _require_experts(site, edit)
         if isinstance(edit, Replace):
             changes += _replaced(hf, known, recipe, edit, approximate)
             continue
@@ -149,16 +153,23 @@ def write(
     gone = pruned_experts(recipe, sites)
     if gone:
         require_prunable(hf.config, sites, gone)
-    changes = [] if gone else plan(recipe, folder, approximate=approximate)
-    touched = {stored.file for stored in tensors_of(folder).values()} if gone else {c.tensor.file for c in changes}
+    merges = any(isinstance(edit, Merge) for edit in recipe.edits)
+    changes = [] if gone and not merges else plan(recipe, folder, approximate=approximate)
+    touched = {change.tensor.file for change in changes}
     partial = target.with_name(f".{target.name}.writing-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        copy_checkpoint(folder, partial, touched, skip=bool(gone))
+        edited = partial / STAGE if gone and changes else partial  # merged in full before some experts leave
+        edited.mkdir(exist_ok=True)
+        if changes or not gone:
+            copy_checkpoint(folder, edited, touched)
+            for change in changes:
+                _apply(edited, change)
         if gone:
-            write_pruned(hf, sites, gone, folder, partial)
-        for change in changes:
-            _apply(partial, change)
+            every = {stored.file for stored in tensors_of(folder).values()}
+            copy_checkpoint(folder, partial, every, skip=True)
+            write_pruned(hf, sites, gone, edited if changes else folder, partial)
+            shutil.rmtree(partial / STAGE, ignore_errors=True)
         recipe.save(partial / "recipe.yaml", tensors=False)
         _add_to_card(partial, recipe, changes)
         proof = None
@@ -173,6 +184,17 @@ def write(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Written(target, changes, proof, gone)
+
+
+def _worked_out(recipe: Recipe, sites: list[Site], folder: Path) -> Recipe:
+    """The recipe with its merges as tensors. Means are worked out on the model, in the checkpoint's own dtype, because
+    which rows and columns a neuron has is proven by running it."""
+    from moescope.edits.merging import worked_out
+    from moescope.hooks import load
+
+    for edit in recipe.edits:
+        _require_experts(_site(sites, edit), edit)
+    return worked_out(recipe, load(str(folder), dtype="auto"))
 
 
 def _skeleton(folder: Path) -> tuple[Any, list[Site]]:
@@ -202,6 +224,12 @@ def _site(sites: list[Site], edit: Any) -> Site:
         known = ", ".join(site.key for site in sites)
         raise MoescopeError(f"The checkpoint has no single MoE layer {edit.layer!r}; it has {known}.")
     return found[0]
+
+
+def _require_experts(site: Site, edit: Any) -> None:
+    wrong = [expert for expert in getattr(edit, "expert", ()) if expert >= site.n_experts]
+    if wrong:
+        raise MoescopeError(f"Layer {edit.layer} has experts 0 to {site.n_experts - 1}, no expert {wrong[0]}.")
 
 
 def _changes(

@@ -76,6 +76,39 @@ class Prune(_OfExperts):
     kind: Literal["prune"] = "prune"
 
 
+class Merge(_OfExperts):
+    """Put the weighted mean of these experts, the neurons of each aligned to the first's, in their place (MC-SMoE).
+
+    With `keep="all"` each of them holds the mean, so that the router goes on as ever and any checkpoint can hold it.
+    With `keep="first"` the first holds it and the others are never selected; written, they leave the checkpoint, and
+    every MoE layer must lose as many.
+    """
+
+    kind: Literal["merge"] = "merge"
+    expert: Annotated[Experts, Field(min_length=2)]
+    """The members; the first is the dominant one, whose order of neurons the others are brought into."""
+    weights: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
+    """How much of each is in the mean, such as its usage; divided by their sum. None: as much of each."""
+    align: bool = True
+    """Match the neurons first. Without it, neuron 1 is averaged with neuron 1."""
+    keep: Literal["all", "first"] = "all"
+
+    @property
+    def gone(self) -> tuple[int, ...]:
+        """Members that leave."""
+        return self.expert[1:] if self.keep == "first" else ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Merge:
+        if len(set(self.expert)) < len(self.expert):
+            raise ValueError("an expert stands twice in one group")
+        if self.weights is not None and (len(self.weights) != len(self.expert) or not sum(self.weights)):
+            raise ValueError("give one weight for each expert, not all of them 0")
+        if not self.rows.everywhere:
+            raise ValueError("experts are merged for all rows; leave out rows")
+        return self
+
+
 class Promote(_OfExperts):
     """Always select these experts, scored just above the best other (SteerMoE, arXiv 2509.09660)."""
 
@@ -126,4 +159,4 @@ class Replace(_OfExperts):
         return self
 
 
-Edit = Annotated[Scale | Mask | Zero | Prune | Promote | Demote | Route | Replace, Field(discriminator="kind")]
+Edit = Annotated[Scale | Mask | Zero | Prune | Merge | Promote | Demote | Route | Replace, Field(discriminator="kind")]

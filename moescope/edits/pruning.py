@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from moescope.edits.edit import Prune
+from moescope.edits.edit import Merge, Prune
 from moescope.edits.files import INDEX, Stored, tensors_of
 from moescope.errors import MoescopeError, RefusedError
 
@@ -31,30 +31,40 @@ GROUPS = ("n_group", "num_expert_group", "n_groups", "num_expert_groups")
 
 
 def pruned_experts(recipe: Recipe, sites: list[Site]) -> dict[str, list[int]]:
-    """Which experts go, by site key; empty where a recipe prunes nothing.
+    """Which experts go, by site key, merged into others or not; empty where a recipe takes none away.
 
     Raises:
-        RefusedError: pruning mixed with other edits, or layers that would not all lose as many.
+        RefusedError: pruning mixed with edits other than merging, or layers that would not all lose as many.
         MoescopeError: an unknown layer or expert.
     """
-    some = [edit for edit in recipe.edits if isinstance(edit, Prune)]
+    some = [(edit, leaving) for edit in recipe.edits if (leaving := _leaving(edit))]
     if not some:
         return {}
-    if len(some) < len(recipe.edits):
+    if not all(isinstance(edit, Prune | Merge) for edit in recipe.edits):
         raise RefusedError("Pruning is written on its own: apply the other edits first, then prune what comes out.")
     gone: dict[str, set[int]] = {site.key: set() for site in sites}
-    for edit in some:
+    for edit, leaving in some:
         found = [site for site in sites if edit.layer in (site.layer, site.key)]
         if len(found) != 1:
             raise MoescopeError(f"The checkpoint has no single MoE layer {edit.layer!r}; it has {', '.join(gone)}.")
         wrong = [expert for expert in edit.expert if expert >= found[0].n_experts]
         if wrong:
             raise MoescopeError(f"{found[0].key} has experts 0 to {found[0].n_experts - 1}, no expert {wrong[0]}.")
-        gone[found[0].key] |= set(edit.expert)
+        gone[found[0].key] |= set(leaving)
     if len({(site.n_experts, len(gone[site.key])) for site in sites}) > 1:
         counts = ", ".join(f"{key}: {len(experts)}" for key, experts in gone.items())
-        raise RefusedError(f"Every MoE layer must lose as many experts; a configuration holds one number ({counts}).")
+        raise RefusedError(
+            f"Every MoE layer must lose as many experts; a configuration holds one number ({counts}). Merged experts "
+            'can stay as copies instead: keep="all".'
+        )
     return {key: sorted(experts) for key, experts in gone.items()}
+
+
+def _leaving(edit: Any) -> tuple[int, ...]:
+    """Experts that an edit takes out of the checkpoint."""
+    if isinstance(edit, Merge):
+        return edit.gone
+    return edit.expert if isinstance(edit, Prune) else ()
 
 
 def require_prunable(config: Any, sites: list[Site], gone: dict[str, list[int]]) -> None:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from moescope.edits import suggested
-from moescope.edits.edit import Demote, Edit, Mask, Promote, Prune, Replace, Zero
+from moescope.edits.edit import Demote, Edit, Mask, Merge, Promote, Prune, Replace, Zero
 from moescope.edits.suggested import Silence, Stage
 from moescope.errors import MoescopeError
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from moescope.hooks.interventions import Act
 
 # Kinds that decide alone what becomes of an expert: two of them contradict each other.
-DECIDING = (Mask, Zero, Promote, Demote, Prune)
+DECIDING = (Mask, Zero, Promote, Demote, Prune, Merge)
 
 
 class Recipe(BaseModel):
@@ -70,6 +70,7 @@ class Recipe(BaseModel):
             )
         self.require_consistent()
         found: dict[str, list[Act]] = {}
+        merges: dict[str, list[Merge]] = {}
         for edit in self.edits:
             sites = [site for site in model.sites if edit.layer in (site.layer, site.key)]
             if not sites:
@@ -79,11 +80,16 @@ class Recipe(BaseModel):
                 keys = ", ".join(site.key for site in sites)
                 raise MoescopeError(f"Layer {edit.layer} has several routers; name one: {keys}.")
             where = Where(edit.rows.batch, edit.rows.positions, edit.rows.phase)
+            if isinstance(edit, Merge):
+                merges.setdefault(sites[0].key, []).append(edit)
+                continue
             if isinstance(edit, Replace):
                 act = Act("replace", edit.expert, tensors=self.tensors(edit))
             else:
                 act = _act(edit, where, model.semantics[sites[0].key].top_k)
             found.setdefault(sites[0].key, []).append(act)
+        for key, some in merges.items():
+            found.setdefault(key, []).extend(_merging(model, key, some))
         for key, acts in found.items():
             promoted = {expert for act in acts if act.kind == "promote" for expert in act.experts}
             masked = {expert for act in acts if act.kind in ("mask", "remove") for expert in act.experts}
@@ -102,7 +108,10 @@ class Recipe(BaseModel):
             if not isinstance(edit, DECIDING):
                 continue
             for expert in edit.expert:
+                new = (edit.layer, expert) not in seen
                 other = seen.setdefault((edit.layer, expert), edit.kind)
+                if edit.kind == other == "merge" and not new:
+                    raise MoescopeError(f"Layer {edit.layer}, expert {expert} is in two groups to be merged.")
                 if other != edit.kind:
                     raise MoescopeError(f"Layer {edit.layer}, expert {expert}: {other} and {edit.kind} contradict.")
 
@@ -224,6 +233,21 @@ class Recipe(BaseModel):
         return cls(edits, suggested_by=source)
 
     @classmethod
+    def from_groups(cls, result: xr.Dataset, keep: Literal["all", "first"] = "all", align: bool = True) -> Recipe:
+        """MC-SMoE's recipe: merge each group of experts by usage; experts alone in their group stay as they are.
+
+        Args:
+            result: from `analysis.expert_groups`.
+            keep: "all" leaves the number of experts, "first" only the dominant ones (grouped with scope="layer").
+            align: match neurons before they are averaged.
+
+        Raises:
+            MoescopeError: not such a result, or no group of more than one.
+        """
+        edits, source = suggested.by_groups(result, keep, align)
+        return cls(edits, suggested_by=source)
+
+    @classmethod
     def from_super_experts(cls, result: xr.Dataset, kind: Silence = "zero") -> Recipe:
         """Silence the super experts that `analysis.super_experts` found.
 
@@ -232,6 +256,17 @@ class Recipe(BaseModel):
         """
         edits, source = suggested.by_super_experts(result, kind)
         return cls(edits, suggested_by=source)
+
+
+def _merging(model: Model, key: str, merges: list[Merge]) -> list[Act]:
+    from moescope.edits.merging import merged_tensors
+    from moescope.hooks.interventions import Act
+
+    site = next(site for site in model.sites if site.key == key)
+    members = tuple(expert for merge in merges for expert in merge.expert)
+    gone = tuple(expert for merge in merges for expert in merge.gone)
+    acts = [Act("replace", members, tensors=merged_tensors(model, site, merges))]
+    return acts + [Act("remove", gone)] * bool(gone)
 
 
 def _act(edit: Any, where: Any, top_k: int) -> Act:

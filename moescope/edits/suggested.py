@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from moescope.edits.edit import Demote, Mask, Promote, Scale, Zero
+from moescope.edits.edit import Demote, Mask, Merge, Promote, Scale, Zero
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -47,6 +47,25 @@ def by_importance(result: xr.Dataset, criterion: str, lowest: int, kind: Silence
     cells = [(layer, expert, -value) for layer, expert, value in _largest(-result[criterion], lowest)]
     edits = [SILENCE[kind](layer=layer, expert=(expert,)) for layer, expert, _ in cells]
     return edits, _source(result, "from_importance", cells, criterion=criterion)
+
+
+def by_groups(result: xr.Dataset, keep: Literal["all", "first"], align: bool) -> Suggestion:
+    """Merge the groups of two experts or more, the dominant one first, the others by their share."""
+    if "group" not in result or "share" not in result:
+        raise MoescopeError("Merging needs groups of experts, such as `analysis.expert_groups` gives.")
+    edits, cells = [], []
+    for row, layer in enumerate(result["layer"].values.tolist()):
+        width = int(result["n_experts"].values[row])
+        group, share = (result[name].values[row, :width] for name in ("group", "share"))
+        for head in sorted(set(group.astype(int).tolist())):
+            members = [head, *(e for e in range(width) if group[e] == head and e != head)]
+            if len(members) > 1:
+                weights = tuple(float(share[e]) for e in members)
+                edits.append(Merge(layer=layer, expert=tuple(members), weights=weights, align=align, keep=keep))
+                cells += [(layer, e, float(share[e])) for e in members]
+    if not edits:
+        raise MoescopeError("Every group has one expert alone, so there is nothing to merge.")
+    return edits, _source(result, "from_groups", cells, keep=keep, align=align)
 
 
 def by_super_experts(result: xr.Dataset, kind: Silence) -> Suggestion:
