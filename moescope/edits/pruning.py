@@ -47,7 +47,7 @@ def pruned_experts(recipe: Recipe, sites: list[Site]) -> dict[str, list[int]]:
         found = [site for site in sites if edit.layer in (site.layer, site.key)]
         if len(found) != 1:
             raise MoescopeError(f"The checkpoint has no single MoE layer {edit.layer!r}; it has {', '.join(gone)}.")
-        wrong = [expert for expert in edit.expert if expert >= found[0].n_experts]
+        wrong = [expert for expert in leaving if expert >= found[0].n_experts]
         if wrong:
             raise MoescopeError(f"{found[0].key} has experts 0 to {found[0].n_experts - 1}, no expert {wrong[0]}.")
         gone[found[0].key] |= set(leaving)
