@@ -48,7 +48,10 @@ def checked(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(n, int) or n < 1:
         raise MoescopeError("Generation needs max_new_tokens, a number of tokens of at least 1.")
     if model.hf.config.is_encoder_decoder or "decoder_input_ids" in model.forward_arguments:
-        raise RefusedError(f"{model.name} has a decoder beside its encoder; its generation is not captured yet.")
+        raise RefusedError(
+            f"{model.name} has a decoder beside its encoder: one runs over the prompt and the other over the answer, "
+            "so no row is one token of both. Capture its texts without generating."
+        )
     if not hasattr(model.hf, "generate") or not model.hf.can_generate():
         raise RefusedError(f"{type(model.hf).__name__} cannot generate text: it has no language-model head.")
     return {"do_sample": False, "seed": 0, **options}
@@ -84,7 +87,7 @@ def feels_left_padding(model: Model) -> bool:
 
 
 def generations(
-    model: Model, todo: Iterator[TextBatch], wanted: Want, options: Mapping[str, Any]
+    model: Model, todo: Iterator[TextBatch], wanted: Want, options: Mapping[str, Any], *, loss: bool = False
 ) -> Iterator[tuple[TextBatch, Arrays]]:
     """Let the model go on from each batch of prompts; gives the grown batches and their readings.
 
@@ -92,6 +95,8 @@ def generations(
         model, wanted: as for `readings`.
         todo: prompts.
         options: from `checked`.
+        loss: also give the loss of each written token, in nats, by the model's own logits (before temperature and the
+            like); the prompt's tokens have none, since `generate` asks for the logits of its last position alone.
     """
     settings = {name: value for name, value in options.items() if name != "seed"}
     if not settings["do_sample"]:  # the model's own defaults for sampling would only be warned about
@@ -100,7 +105,7 @@ def generations(
         for batch in todo:
             ids, mask = (torch.from_numpy(array).to(model.device) for array in batch.padded(model.pad_id, side="left"))
             devices = [model.device] if model.device.type == "cuda" else []
-            with torch.random.fork_rng(devices), _Calls(model.hf, tap, mask, _ends(model, settings)) as calls:
+            with torch.random.fork_rng(devices), _Calls(model.hf, tap, mask, _ends(model, settings), loss) as calls:
                 torch.manual_seed(options["seed"] + batch.sequences[0].number)
                 whole = model.hf.generate(ids, attention_mask=mask, pad_token_id=model.pad_id, **settings)
             written = whole[:, ids.shape[1] :].cpu().numpy()
@@ -123,8 +128,10 @@ class _Call:
 class _Calls:
     """Hooks round the whole model while it generates: each call is one reading of the rows that are new and alive."""
 
-    def __init__(self, hf: nn.Module, tap: Tap, mask: torch.Tensor, ends: set[int]) -> None:
-        self._hf, self._tap, self._ends = hf, tap, ends
+    def __init__(self, hf: nn.Module, tap: Tap, mask: torch.Tensor, ends: set[int], loss: bool) -> None:
+        self._hf, self._tap, self._ends, self._loss = hf, tap, ends, loss
+        self._said: torch.Tensor | None = None  # logits [B, V] of what comes next, by the last call
+        self._losses = torch.empty(0)  # of the rows kept in this call
         self._mask = mask.cpu().numpy().astype(bool)
         self._alive = np.ones(len(mask), bool)
         self._done = 0  # columns of the padded batch that have been run
@@ -169,11 +176,23 @@ class _Calls:
         row, place = np.nonzero(keep)
         self._kept = row, columns[place]
         at = torch.from_numpy(row * width + first + place).to(ids.device)
+        if self._loss:
+            self._losses = self._losses_of(ids, torch.from_numpy(row).to(ids.device), self._done > prompt)
         self._tap.begin(batch * width, None if len(at) == batch * width else at)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         assert self._kept is not None, "a call ended that had not begun"
-        self._calls.append(_Call(*self._kept, HostCopy(self._tap.take())))
+        extra: dict[tuple[str, ...], torch.Tensor] = {}
+        if self._loss:
+            self._said = (output.logits if hasattr(output, "logits") else output[0])[:, -1].float()
+            extra[("loss",)] = self._losses
+        self._calls.append(_Call(*self._kept, HostCopy(self._tap.take(), extra)))
+
+    def _losses_of(self, ids: torch.Tensor, row: torch.Tensor, written: bool) -> torch.Tensor:
+        """Losses of the kept rows [N] float32: those of the prompt are NaN."""
+        if not written or self._said is None:
+            return torch.full((len(row),), torch.nan, device=ids.device)
+        return nn.functional.cross_entropy(self._said[row], ids[row, -1], reduction="none")
 
     def joined(self) -> Arrays:
         """All calls as one reading: rows sequence after sequence, maxima over all of them."""
@@ -187,7 +206,7 @@ class _Calls:
         joined: Arrays = {}
         for name in parts[0]:
             values = [part[name] for part in parts]
-            if name[0] == "site" and name[2] != "outliers":
+            if name == ("loss",) or (name[0] == "site" and name[2] != "outliers"):
                 joined[name] = np.concatenate(values)[order]
         for key in dict.fromkeys(name[1] for name in parts[0] if name[2:3] == ("outliers",)):
             joined |= _expert_maxima(key, parts, starts, rank)

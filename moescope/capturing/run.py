@@ -74,7 +74,8 @@ def capture(
         tiers: any of "routing" (ids, weights, logsumexp, entropy, margin), "logits" (all router logits), "experts"
             (norm and largest magnitude of each selected expert's output), "outliers" (maxima by expert and layer) and
             "activations" (chosen vectors).
-        loss: also store each token's loss in nats, given the tokens before it in its context.
+        loss: also store each token's loss in nats, given the tokens before it in its context; while generating, of
+            the written tokens alone.
         sinks: also store how much attention each head puts on a sequence's first token, over one sequence of each
             batch (its attention is worked out once more, which costs about a tenth).
         max_length: tokens of context; longer documents are cut. By default 2048 or the model's own limit.
@@ -118,10 +119,6 @@ def capture(
     if options is not None:
         if chosen is not None:
             raise MoescopeError("Activations are not kept while generating; capture the written texts once more.")
-        if loss:
-            raise MoescopeError(
-                "The loss is not captured while generating; capture the written texts once more for it."
-            )
         settings["generate"] = options | {"defaults": defaults(model)}
         max_length = _leaving_room(model, max_length, options["max_new_tokens"])
     manifest = manifest_of(model, corpus, census, tiers, loss, max_length, settings, chosen)
@@ -148,7 +145,7 @@ def capture(
         todo = ahead(islice(cut, writer.cursor, None))
         read = readings(model, todo, want(tiers), loss=loss, sinks=sinks, chosen=chosen)
         if options is not None:
-            read = generations(model, todo, want(tiers), options)
+            read = generations(model, todo, want(tiers), options, loss=loss)
         texts = TokenTexts(model.tokenizer)
         kept = _kept_before(Path(out))
         for batch, arrays in read:
