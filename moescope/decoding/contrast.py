@@ -120,7 +120,7 @@ class SelfContrast:
         chooser = _Chooser(self, len(input_ids), warpers, config.do_sample)
         processors = LogitsProcessorList([*others, chooser])
         greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "max_length": None}
-        plain = type(config)(**{**config.to_dict(), **greedy})
+        plain = type(config)(**{**config.to_dict(), **greedy, "return_dict_in_generate": False})
         with self.streams(len(input_ids)):
             written = hf.generate(
                 input_ids=torch.cat([input_ids, input_ids]),
@@ -131,7 +131,6 @@ class SelfContrast:
                 stopping_criteria=[
                     each for each in given.get("stopping_criteria") or [] if type(each).__name__ not in CONFIGURED
                 ],
-                return_dict_in_generate=False,
             )
         self.steps = chooser.steps
         return written[: len(input_ids)]

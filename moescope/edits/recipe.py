@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,8 +11,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from moescope.edits import suggested
-from moescope.edits.edit import Demote, Edit, Mask, Merge, Promote, Prune, Replace, Zero
+from moescope.edits.edit import Edit, Merge, Replace
 from moescope.edits.suggested import Silence, Stage
+from moescope.edits.together import require_consistent, require_enough
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from moescope.edits.checkpoint import Written
     from moescope.hooks import Model
     from moescope.hooks.interventions import Act
-
-# Kinds that decide alone what becomes of an expert: two of them contradict each other.
-DECIDING = (Mask, Zero, Promote, Demote, Prune, Merge)
 
 
 class Recipe(BaseModel):
@@ -68,9 +66,9 @@ class Recipe(BaseModel):
                 "This recipe was made for another model (its configuration differs); set config_hash to null in it to "
                 "use it all the same."
             )
-        self.require_consistent()
         found: dict[str, list[Act]] = {}
         merges: dict[str, list[Merge]] = {}
+        of_site: dict[str, list[Any]] = {}
         for edit in self.edits:
             sites = [site for site in model.sites if edit.layer in (site.layer, site.key)]
             if not sites:
@@ -79,6 +77,7 @@ class Recipe(BaseModel):
             if len(sites) > 1:
                 keys = ", ".join(site.key for site in sites)
                 raise MoescopeError(f"Layer {edit.layer} has several routers; name one: {keys}.")
+            of_site.setdefault(sites[0].key, []).append(edit)
             where = Where(edit.rows.batch, edit.rows.positions, edit.rows.phase)
             if isinstance(edit, Merge):
                 merges.setdefault(sites[0].key, []).append(edit)
@@ -90,30 +89,36 @@ class Recipe(BaseModel):
             found.setdefault(sites[0].key, []).append(act)
         for key, some in merges.items():
             found.setdefault(key, []).extend(_merging(model, key, some))
-        for key, acts in found.items():
-            promoted = {expert for act in acts if act.kind == "promote" for expert in act.experts}
-            masked = {expert for act in acts if act.kind in ("mask", "remove") for expert in act.experts}
-            site = next(site for site in model.sites if site.key == key)
-            k = model.semantics[key].top_k
-            if len(promoted) > k:
-                raise MoescopeError(f"Layer {site.layer}: {len(promoted)} experts are promoted, {k} are selected.")
-            if site.n_experts - len(masked) < k:
-                raise MoescopeError(f"Layer {site.layer}: {len(masked)} masked experts leave too few to select {k}.")
+        for site in model.sites:
+            edits = of_site.get(site.key, [])
+            require_consistent(edits, one_site=True)
+            require_enough(edits, site.layer, site.n_experts, model.semantics[site.key].top_k)
         return found
 
     def require_consistent(self) -> None:
-        """Raises MoescopeError where two edits decide differently about one expert."""
-        seen: dict[tuple[int | str, int], str] = {}
-        for edit in self.edits:
-            if not isinstance(edit, DECIDING):
-                continue
-            for expert in edit.expert:
-                new = (edit.layer, expert) not in seen
-                other = seen.setdefault((edit.layer, expert), edit.kind)
-                if edit.kind == other == "merge" and not new:
-                    raise MoescopeError(f"Layer {edit.layer}, expert {expert} is in two groups to be merged.")
-                if other != edit.kind:
-                    raise MoescopeError(f"Layer {edit.layer}, expert {expert}: {other} and {edit.kind} contradict.")
+        """Raises MoescopeError where two edits of the same rows contradict each other."""
+        require_consistent(self.edits)
+
+    @classmethod
+    def by_row(cls, recipes: Sequence[Recipe | None]) -> Recipe:
+        """One recipe that lets each of several act on its own row of a batch: the n-th on row n; None leaves it alone.
+
+        Raises:
+            MoescopeError: none of them edits anything, they are for different models, or one cannot be held to a row.
+        """
+        edits, hashes = [], {each.config_hash for each in recipes if each is not None} - {None}
+        if len(hashes) > 1:
+            raise MoescopeError("These recipes were made for different models; they cannot share a batch.")
+        for row, recipe in enumerate(recipes):
+            for edit in [] if recipe is None else recipe.edits:
+                if edit.rows.batch is not None:
+                    raise MoescopeError(f"Recipe {row}, layer {edit.layer}: it names its rows of the batch already.")
+                if edit.kind in ("replace", "prune", "merge"):
+                    raise MoescopeError(f"Recipe {row}, layer {edit.layer}: {edit.kind} is for all rows alike.")
+                edits.append(edit.model_copy(update={"rows": edit.rows.model_copy(update={"batch": (row,)})}))
+        if not edits:
+            raise MoescopeError("None of these recipes edits anything.")
+        return cls(edits, config_hash=next(iter(hashes), None), note="recipes by row")
 
     def holding(self, tensors: dict[str, dict[str, torch.Tensor]]) -> Recipe:
         """The same recipe with the tensors of its `Replace` edits in memory, by file name."""

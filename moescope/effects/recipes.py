@@ -117,7 +117,8 @@ def sweep(
     parts = []
     for factor in factors:
         edits = [e.model_copy(update={"factor": factor}) if e.kind == "scale" else e for e in recipe.edits]
-        part = effect(model, corpus, Recipe(edits), by=by, controls=controls, seed=seed, on_progress=shifted)
+        stronger = Recipe(edits, config_hash=recipe.config_hash)
+        part = effect(model, corpus, stronger, by=by, controls=controls, seed=seed, on_progress=shifted)
         done += int(part["tokens"].sum()) * (2 + controls)
         parts.append(part)
     whole: Any = xr.concat(parts, xr.DataArray(list(factors), dims="factor", name="factor"), combine_attrs="override")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import moescope as ms
 from moescope.edits import Demote, Mask, Promote, Prune, Recipe, Route, Rows, Scale, Zero
+from moescope.edits.together import meeting
 from tests.capturing.texts import model, rows
 
 EDITS = [
@@ -61,6 +66,15 @@ def test_bad_recipes_are_refused_in_words(text: str, words: str, tmp_path: Path)
         ([Promote(layer=1, expert=[1, 2]), Promote(layer=1, expert=3)], "3 experts are promoted, 2 are selected"),
         ([Mask(layer=1, expert=[1, 2, 3, 4]), Mask(layer=1, expert=[5, 6, 7])], "leave too few"),
         ([Mask(layer=1, expert=1), Promote(layer=1, expert=1)], "mask and promote contradict"),
+        ([Mask(layer=1, expert=1), Promote(layer="L001", expert=1)], "mask and promote contradict"),
+        ([Route(layer=1, ranks=[0]), Route(layer=1, ranks=[1])], "leave no rank in common"),
+        (
+            [
+                Promote(layer=1, expert=[1, 2], rows=Rows(positions=(0, 4))),
+                Promote(layer=1, expert=3, rows=Rows(positions=(3, 9))),
+            ],
+            "3 experts are promoted, 2 are selected",
+        ),
         ([Route(layer=1, top_k=3)], "selects 2 experts"),
         ([Route(layer=1, ranks=[2])], "ranks 0 to 1"),
     ],
@@ -68,6 +82,59 @@ def test_bad_recipes_are_refused_in_words(text: str, words: str, tmp_path: Path)
 def test_what_does_not_fit_the_model_is_refused(edits: list[Any], words: str) -> None:
     with pytest.raises(ms.MoescopeError, match=words):
         model().edited(Recipe(edits))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_edits_meet_where_some_row_has_them_all(data: st.DataObject) -> None:
+    """Against every row, position and phase looked at by itself."""
+    span = st.tuples(st.integers(0, 4), st.integers(1, 5)).filter(lambda pair: pair[0] < pair[1])
+    rows = st.builds(
+        Rows,
+        phase=st.sampled_from([None, "prefill", "decode"]),
+        positions=st.none() | span,
+        batch=st.none() | st.lists(st.integers(0, 2), min_size=1, max_size=2).map(tuple),
+    )
+    edits = [Zero(layer=1, expert=n, rows=where) for n, where in enumerate(data.draw(st.lists(rows, max_size=4)))]
+    want = set()
+    for row, position, phase in itertools.product(range(4), range(7), ("prefill", "decode")):
+        here = frozenset(
+            edit.expert[0]
+            for edit in edits
+            if (edit.rows.batch is None or row in edit.rows.batch)
+            and (edit.rows.positions is None or position in range(*edit.rows.positions))
+            and edit.rows.phase in (None, phase)
+        )
+        want |= {here} if here else set()
+    got = {frozenset(edit.expert[0] for edit in some) for some in meeting(edits)}
+    assert got == want
+
+
+def test_several_recipes_share_a_batch_each_on_its_own_row() -> None:
+    """Masked in one row and promoted in another, the same expert is no contradiction."""
+    ids = model().check_batch()
+    recipes = [
+        Recipe([Mask(layer=1, expert=1), Scale(layer=2, expert=3, factor=4.0)]),
+        Recipe([Promote(layer=1, expert=1)]),
+        None,
+        Recipe([Promote(layer=1, expert=[2, 5]), Route(layer=2, ranks=[1])]),
+    ]
+    with torch.no_grad():
+        with model().edited(Recipe.by_row(recipes)):
+            together = model().forward(ids)
+        for row, recipe in enumerate(recipes):
+            with nullcontext() if recipe is None else model().edited(recipe):
+                alone = model().forward(ids)
+            torch.testing.assert_close(together[row], alone[row], atol=1e-6, rtol=1e-5)
+    twice = Recipe([Zero(layer=1, expert=0, rows=Rows(batch=(1,)))])
+    for wrong, words in [
+        ([None, None], "edits anything"),
+        ([twice], "names its rows"),
+        ([Recipe([Prune(layer=1, expert=0)])], "prune is for all rows"),
+        ([Recipe([Zero(layer=1, expert=0)], config_hash=name) for name in ("a", "b")], "different models"),
+    ]:
+        with pytest.raises(ms.MoescopeError, match=words):
+            Recipe.by_row(wrong)
 
 
 def test_another_models_recipe_is_refused() -> None:
