@@ -55,7 +55,7 @@ def require_consistent(edits: Sequence[Any], *, one_site: bool = False) -> None:
                 if other != edit.kind:
                     raise MoescopeError(f"Layer {edit.layer}, expert {expert}: {other} and {edit.kind} contradict.")
             if isinstance(edit, Route) and edit.top_p is None:
-                own = set(range(edit.top_k)) if edit.ranks is None else set(edit.ranks)
+                own = set(range(edit.top_k or 0)) if edit.ranks is None else set(edit.ranks)
                 ranks[site] = ranks.get(site, own) & own
                 if not ranks[site]:
                     raise MoescopeError(f"Layer {edit.layer}: two routings by rank leave no rank in common.")
