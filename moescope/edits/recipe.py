@@ -66,6 +66,7 @@ class Recipe(BaseModel):
                 "This recipe was made for another model (its configuration differs); set config_hash to null in it to "
                 "use it all the same."
             )
+        self.require_consistent()
         found: dict[str, list[Act]] = {}
         merges: dict[str, list[Merge]] = {}
         of_site: dict[str, list[Any]] = {}

@@ -66,6 +66,7 @@ def require_enough(edits: Sequence[Any], layer: int, n_experts: int, top_k: int)
     for some in meeting(edits):
         promoted = {expert for edit in some if isinstance(edit, Promote) for expert in edit.expert}
         masked = {expert for edit in some if isinstance(edit, Mask | Prune) for expert in edit.expert}
+        masked |= {expert for edit in some if isinstance(edit, Merge) for expert in edit.gone}
         if len(promoted) > top_k:
             raise MoescopeError(f"Layer {layer}: {len(promoted)} experts are promoted, {top_k} are selected.")
         if n_experts - len(masked) < top_k:
