@@ -69,7 +69,12 @@ class TextBatch:
 
 
 def sequences(corpus: Corpus, tokenizer: Any, max_length: int) -> Iterator[Sequence]:
-    """Tokenise documents and cut those longer than ``max_length`` into pieces that do not overlap."""
+    """Tokenise documents and cut those longer than ``max_length`` into pieces that do not overlap.
+
+    Raises:
+        CorpusError: the corpus holds conversations that no chat template has written out.
+    """
+    corpus.require_text()
     number = 0
     documents = iter(corpus)
     while group := list(islice(documents, TOKENIZE_AT_ONCE)):
@@ -77,6 +82,7 @@ def sequences(corpus: Corpus, tokenizer: Any, max_length: int) -> Iterator[Seque
             [document.text for document in group],
             return_offsets_mapping=bool(tokenizer.is_fast),
             return_attention_mask=False,
+            add_special_tokens=corpus.chat is None,  # a chat template writes them itself
             verbose=False,
         )
         spans = encoded["offset_mapping"] if tokenizer.is_fast else [None] * len(group)

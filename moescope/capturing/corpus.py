@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +47,8 @@ class Corpus:
             of strings or mappings (a Hugging Face dataset, a list, a generator, which is read into memory once).
         labels: names of the fields to keep as labels.
         text: name of the field that holds the text.
+        chat: name of a field that holds a conversation instead, [{"role": …, "content": …}, …] (or JSON that says the
+            same): its text is what the model's own chat template makes of it, special tokens and all.
         id: name of the field that holds a document's own id; used if it is there.
         sample_by: what one document is in a text file: a "line", a "paragraph" (blank lines between), or the whole
             "document".
@@ -61,12 +64,15 @@ class Corpus:
         labels: Sequence[str] = (),
         *,
         text: str = "text",
+        chat: str | None = None,
         id: str = "id",
         sample_by: SampleBy = "line",
         limit: int | None = None,
     ) -> None:
         self.labels = [labels] if isinstance(labels, str) else list(labels)
         self.text = text
+        self.chat = chat
+        self._template: Callable[[list[dict[str, Any]]], str] | None = None
         self._id = id
         self._sample_by: SampleBy = sample_by
         self._limit = limit
@@ -98,6 +104,40 @@ class Corpus:
             document = self._document(number, row, where)
             if document.text.strip():
                 yield document
+
+    def templated(self, tokenizer: Any, *, answer: bool = False) -> Corpus:
+        """This corpus with its conversations written out by a tokenizer's chat template; itself if it holds texts.
+
+        Args:
+            tokenizer: whose template.
+            answer: end each conversation with what opens an answer, for the model to write it.
+
+        Raises:
+            CorpusError: the tokenizer has no chat template.
+        """
+        if self.chat is None:
+            return self
+        if not getattr(tokenizer, "chat_template", None):
+            raise CorpusError(
+                f"{self.name} holds conversations, and this model's tokenizer has no chat template; "
+                "capture plain texts, or set tokenizer.chat_template."
+            )
+
+        def written(messages: list[dict[str, Any]]) -> str:
+            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+
+        corpus = copy.copy(self)
+        corpus._template, corpus._census = written, None
+        return corpus
+
+    def require_text(self) -> None:
+        """Refuse conversations that no template has written out.
+
+        Raises:
+            CorpusError: it holds such.
+        """
+        if self.chat is not None and self._template is None:
+            raise CorpusError(f"{self.name} holds conversations; write them out with corpus.templated(tokenizer).")
 
     def census(self) -> Census:
         """Read the whole corpus once: counts it, and finds what is wrong with it before anything else is begun.
@@ -132,7 +172,7 @@ class Corpus:
             row = {self.text: row}
         if not isinstance(row, Mapping):
             raise CorpusError(f"{where}: expected an object with a field {self.text!r}, found {type(row).__name__}.")
-        text = row.get(self.text)
+        text = row.get(self.text) if self.chat is None else self._conversation(row, where)
         if not isinstance(text, str):
             raise CorpusError(f"{where}: no text in the field {self.text!r}; {_fields(row)}. Name it with --text.")
         try:
@@ -147,6 +187,31 @@ class Corpus:
             labels[label] = None if value is None or value != value else str(value)  # NaN: pandas' missing
         own = row.get(self._id)
         return Document(number, None if own is None else str(own), text, where, labels)
+
+    def _conversation(self, row: Mapping[str, Any], where: str) -> str:
+        """A conversation as the template writes it, or its bare contents before there is one (to be counted)."""
+        from jinja2 import TemplateError
+
+        assert self.chat is not None
+        messages = row.get(self.chat)
+        if isinstance(messages, str):
+            messages = _json(messages, f"{where}, field {self.chat!r}")
+        if not isinstance(messages, Sequence) or not messages or not all(map(_is_message, messages)):
+            raise CorpusError(
+                f"{where}: no conversation in the field {self.chat!r}, a list of objects with role and content; "
+                f"{_fields(row)}."
+            )
+        messages = [dict(message) for message in messages]
+        if self._template is None:
+            return "\n".join(message["content"] for message in messages)
+        try:
+            return self._template(messages)
+        except TemplateError as error:
+            raise CorpusError(f"{where}: the chat template refuses this conversation: {error}.") from error
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
 
 
 def _fields(row: Mapping[Any, Any]) -> str:

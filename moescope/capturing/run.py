@@ -105,6 +105,7 @@ def capture(
     max_length = _checked_length(model, max_length)
     if model.tokenizer is None:
         raise MoescopeError("This model was wrapped without a tokenizer; pass one: moescope.wrap(hf_model, tokenizer).")
+    corpus = corpus.templated(model.tokenizer, answer=generate is not None)
     census = corpus.census()
     options = None if generate is None else checked(model, generate)
     if model.own_batch is not None or (options is not None and feels_left_padding(model)):
@@ -325,7 +326,8 @@ def manifest_of(
             n_documents=census.documents,
             labels=corpus.labels,
             max_length=max_length,
-            text_field=corpus.text,
+            text_field=corpus.chat or corpus.text,
+            chat_template=corpus.chat is not None,
         ),
         sites=[_site_record(model, site.key) for site in model.sites],
         tiers=tiers,  # type: ignore[arg-type]

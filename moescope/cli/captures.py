@@ -22,6 +22,7 @@ CAPTURE_EXAMPLES = """Examples:
   moescope capture --model ./my-checkpoint --data corpus.parquet --tier routing --tier logits --loss --out runs/y
   moescope capture --model qwen-moe --data texts.jsonl --vectors outputs --vector-layer 3 --out runs/v
   moescope capture --model qwen-moe --data prompts.jsonl --generate 64 --out runs/z    also what it writes
+  moescope capture --model qwen-moe --data chats.jsonl --chat messages --generate 64 --out runs/c
   moescope capture … --out runs/x --resume       go on after Ctrl-C or a crash"""
 
 DEMO_EXAMPLES = """Examples:
@@ -43,6 +44,9 @@ def capture(
         typer.Option(help="routing, logits, experts, outliers or activations; repeat (default: routing and outliers)."),
     ] = None,
     text: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    chat: Annotated[
+        str | None, typer.Option(help="Field that holds a conversation, for the model's chat template to write out.")
+    ] = None,
     sample_by: Annotated[
         str, typer.Option(help="A document in a .txt file is a line, a paragraph or the document.")
     ] = "line",
@@ -91,7 +95,7 @@ def capture(
     unknown = [name for name in tier or [] if name not in TIERS]
     if unknown:
         raise MoescopeError(f"Unknown tier {unknown[0]!r}. Tiers are {', '.join(TIERS)}.")
-    corpus = Corpus(data, label or [], text=text, sample_by=sample_by, limit=limit)  # type: ignore[arg-type]
+    corpus = Corpus(data, label or [], text=text, chat=chat, sample_by=sample_by, limit=limit)  # type: ignore[arg-type]
     # What can be refused without the model is refused before minutes go into loading it.
     require_new(out, resume)
     corpus.census()
