@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from moescope.analysis.loads import balance, load, load_from_counts
     from moescope.analysis.local_routing import consistency, segment_routing, window_counts
     from moescope.analysis.maps import expert_map, expert_map_from_features, gate_map, token_map
+    from moescope.analysis.markers import cognitive_experts, npmi_markers
     from moescope.analysis.matching import neuron_matching
     from moescope.analysis.offloading import offload
     from moescope.analysis.outliers import super_experts, super_experts_from_maxima
@@ -112,6 +113,8 @@ _HOME = {
     "load_from_counts": "loads",
     "npmi": "specialisation",
     "CLASSES": "token_classes",
+    "cognitive_experts": "markers",
+    "npmi_markers": "markers",
     "npmi_classes": "token_classes",
     "npmi_from_properties": "property_tests",
     "npmi_tokens": "token_ids",
@@ -157,6 +160,7 @@ __all__ = [
     "cards_of_layer",
     "coactivation",
     "coactivation_from_counts",
+    "cognitive_experts",
     "compare",
     "consistency",
     "divergence",
@@ -186,6 +190,7 @@ __all__ = [
     "npmi_from_counts",
     "npmi_from_documents",
     "npmi_from_properties",
+    "npmi_markers",
     "npmi_tokens",
     "offload",
     "output_similarity",

@@ -15,6 +15,7 @@ from moescope.analysis.importance_table import IMPORTANCE_QUESTION
 from moescope.analysis.loads import LOAD_QUESTION
 from moescope.analysis.local_routing import CONSISTENCY_QUESTION
 from moescope.analysis.maps import EXPERT_MAP_QUESTION, GATE_MAP_QUESTION, TOKEN_MAP_QUESTION
+from moescope.analysis.markers import MARKERS_QUESTION
 from moescope.analysis.matching import NEURON_MATCHING_QUESTION
 from moescope.analysis.offloading import OFFLOAD_QUESTION
 from moescope.analysis.outliers import SUPER_EXPERTS_QUESTION
@@ -38,6 +39,7 @@ ANALYSES: dict[str, Analysis] = {
         NPMI_QUESTION,
         CLASSES_QUESTION,
         TOKENS_QUESTION,
+        MARKERS_QUESTION,
         DOMAINS_QUESTION,
         RISK_QUESTION,
         RISK_BETWEEN_QUESTION,

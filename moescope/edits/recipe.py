@@ -214,6 +214,19 @@ class Recipe(BaseModel):
         return cls(edits, suggested_by=source)
 
     @classmethod
+    def from_cognitive_experts(
+        cls, result: xr.Dataset, top: int = 2, factor: float = 64.0, stage: Stage = "weight"
+    ) -> Recipe:
+        """RICE (arXiv 2505.14681): scale the two experts of the whole model that go most with the markers of thinking.
+
+        Args:
+            result: from `analysis.npmi_markers`; of several markers, all taken together.
+            top, factor, stage: as in `from_npmi`.
+        """
+        edits, source = suggested.by_cognitive_experts(result, top, factor, stage)
+        return cls(edits, suggested_by=source)
+
+    @classmethod
     def from_risk_difference(cls, result: xr.Dataset, label: str, promote: int = 0, demote: int = 0) -> Recipe:
         """SteerMoE's recipe: promote the experts most tied to a label, demote those most tied to the others.
 

@@ -25,6 +25,15 @@ def by_npmi(result: xr.Dataset, label: str, top: int, factor: float, stage: Stag
     return edits, _source(result, "from_npmi", cells, label=label, top=top)
 
 
+def by_cognitive_experts(result: xr.Dataset, top: int, factor: float, stage: Stage) -> Suggestion:
+    """Scale the experts of the highest nPMI with the markers of thinking."""
+    if result.attrs.get("analysis") != "npmi_markers":
+        raise MoescopeError("Cognitive experts are read off a result of analysis.npmi_markers.")
+    marker = str(result["label"].values[-1])  # all of them together, where there are several
+    edits, source = by_npmi(result, marker, top, factor, stage)
+    return edits, source | {"recipe": "from_cognitive_experts", "markers": str(result.attrs["markers"])}
+
+
 def by_risk_difference(result: xr.Dataset, label: str, promote: int, demote: int) -> Suggestion:
     """Promote the experts of the largest risk difference, demote those of the smallest."""
     if "label" in result.dims:

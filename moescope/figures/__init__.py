@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         output_similarity,
         weight_similarity,
     )
-    from moescope.figures.specialisation import npmi, npmi_classes, npmi_tokens
+    from moescope.figures.specialisation import npmi, npmi_classes, npmi_markers, npmi_tokens
     from moescope.figures.theme import dark, template
     from moescope.figures.traces import trace_experts, trace_layers, trace_paths, trace_positions
     from moescope.figures.whatif import what_if
@@ -78,6 +78,7 @@ _HOME = {
     "load": "loads",
     "npmi": "specialisation",
     "npmi_classes": "specialisation",
+    "npmi_markers": "specialisation",
     "npmi_tokens": "specialisation",
     "paths": "pathways",
     "risk_difference": "risk",
@@ -116,6 +117,7 @@ __all__ = [
     "norm_against_score",
     "npmi",
     "npmi_classes",
+    "npmi_markers",
     "npmi_tokens",
     "offload",
     "output_similarity",

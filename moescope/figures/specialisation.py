@@ -32,6 +32,7 @@ READ_INSIDE = (
 OF_TOKENS = {
     "npmi_classes": ("class of tokens", "the other tokens of the same documents"),
     "npmi_tokens": ("token", "the other tokens of the same documents"),
+    "npmi_markers": ("marker", "other texts' tokens at the same places"),
 }
 """What the maps of token properties are of, and what they are held against."""
 
@@ -39,6 +40,8 @@ OF_TOKENS = {
 def read(result: xr.Dataset, level: float = 0.05) -> str:
     """How to read the figure of this result."""
     what, against = OF_TOKENS.get(result.attrs["analysis"], ("label", ""))
+    if result.attrs.get("matched") == "document":
+        against = OF_TOKENS["npmi_tokens"][1]
     text = READ_INSIDE if against else READ
     return text.format(level=level, reach=_reach(result), what=what, against=against)
 
@@ -78,7 +81,7 @@ def npmi(
     return label_maps(result, maps, labels, most, columns)
 
 
-npmi_classes = npmi_tokens = npmi
+npmi_classes = npmi_tokens = npmi_markers = npmi
 
 
 def standing(result: xr.Dataset, level: float = 0.05, value: str = "npmi") -> np.ndarray:

@@ -15,6 +15,7 @@ from tests.analysis.made_stores import random_truth, write
 
 SMALL = {
     "npmi_classes": {"classes": ["one digit=w. "]},
+    "npmi_markers": {"markers": ["w3 "]},
     "npmi_tokens": {"least": 1},
     "placement": {"devices": 2, "uneven": True},  # a layer of 3 experts divides over no devices
 }
