@@ -97,7 +97,7 @@ def _needed(part: xr.Dataset) -> go.Heatmap:
     top_k = np.broadcast_to(part["top_k"].values[:, None], needed.shape)
     return go.Heatmap(
         z=fewer,
-        x=[f"{level:.0%}" for level in part["threshold"].values],
+        x=[f"{100 * level:g}%" for level in part["threshold"].values],
         y=layer_names(part),
         coloraxis="coloraxis",
         customdata=np.stack([*(part[name].values for name in names), top_k], axis=-1),
