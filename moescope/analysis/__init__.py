@@ -55,9 +55,11 @@ if TYPE_CHECKING:
     from moescope.analysis.token_classes import CLASSES, npmi_classes
     from moescope.analysis.token_ids import npmi_tokens
     from moescope.analysis.transitions import transition_counts
+    from moescope.analysis.weight_outliers import weight_outliers
     from moescope.analysis.whatif import experts_for, what_if
 
 _HOME = {
+    "weight_outliers": "weight_outliers",
     "placement_from_counts": "placements",
     "placement": "placements",
     "what_if": "whatif",
@@ -214,6 +216,7 @@ __all__ = [
     "token_totals",
     "top_tokens",
     "transition_counts",
+    "weight_outliers",
     "weight_similarity",
     "what_if",
     "window_counts",

@@ -30,6 +30,7 @@ from moescope.analysis.similarities import GATE_SIMILARITY_QUESTION, WEIGHT_SIMI
 from moescope.analysis.specialisation import NPMI_QUESTION
 from moescope.analysis.token_classes import CLASSES_QUESTION
 from moescope.analysis.token_ids import TOKENS_QUESTION
+from moescope.analysis.weight_outliers import WEIGHT_OUTLIERS_QUESTION
 from moescope.analysis.whatif import WHAT_IF_QUESTION
 
 ANALYSES: dict[str, Analysis] = {
@@ -64,6 +65,7 @@ ANALYSES: dict[str, Analysis] = {
         PLACEMENT_QUESTION,
         WHAT_IF_QUESTION,
         BITS_QUESTION,
+        WEIGHT_OUTLIERS_QUESTION,
         COMPARE_QUESTION,
         FLUCTUATION_QUESTION,
         ATLAS_QUESTION,

@@ -29,7 +29,9 @@ ANALYZE_EXAMPLES = """Examples:
   moescope analyze npmi --help           the options of one
   moescope analyze load runs/demo
   moescope analyze npmi runs/demo --by domain --permutations 2000 --json
-  moescope analyze super_experts runs/demo --csv outliers.csv --html outliers.html"""
+  moescope analyze super_experts runs/demo --csv outliers.csv --html outliers.html
+  moescope analyze placement runs/demo --devices 4 --rows layer,expert,plan --csv plan.csv
+  moescope analyze compare runs/before runs/after --by domain --html change.html"""
 
 REPORT_EXAMPLES = """Examples:
 

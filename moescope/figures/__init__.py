@@ -47,9 +47,11 @@ if TYPE_CHECKING:
     from moescope.figures.specialisation import npmi, npmi_classes, npmi_markers, npmi_tokens
     from moescope.figures.theme import dark, template
     from moescope.figures.traces import trace_experts, trace_layers, trace_paths, trace_positions
+    from moescope.figures.weight_outliers import weight_outliers
     from moescope.figures.whatif import what_if
 
 _HOME = {
+    "weight_outliers": "weight_outliers",
     "fluctuation": "series",
     "compare": "comparing",
     "bits": "bit_budget",
@@ -132,6 +134,7 @@ __all__ = [
     "trace_layers",
     "trace_paths",
     "trace_positions",
+    "weight_outliers",
     "weight_similarity",
     "what_if",
 ]

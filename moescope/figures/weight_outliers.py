@@ -15,8 +15,8 @@ from moescope.figures.theme import BLUE, colour_bar, row_height, template
 
 READ = (
     "Left: in some column of the expert's matrices one weight is so many times the column's mean magnitude; pale is "
-    "within what normal weights of the same shape reach. Right: each layer's largest; the orange tick is the largest of "
-    "the normal draws."
+    "within what normal weights of the same shape reach. Right: each layer's largest; the orange tick is the largest "
+    "of the normal draws."
 )
 """How to read the figure."""
 PALE = 0.22

@@ -65,7 +65,13 @@ def test_parameters_are_those_of_the_function(entry, tmp_path):
     # Layers of 4 and 3 experts: a row for each expert, each transition, each ordered pair in a layer, each path, or
     # each pair; layers of 7 and 6 where weights are given.
     pairs = {"gate_similarity": 21 + 15, "weight_similarity": 21 + 15, "neuron_matching": 20}
-    pairs |= {"logit_similarity": 6 + 3, "output_similarity": 6 + 3, "gate_map": 13, "norm_against_score": 2}
+    pairs |= {
+        "logit_similarity": 6 + 3,
+        "output_similarity": 6 + 3,
+        "gate_map": 13,
+        "weight_outliers": 13,
+        "norm_against_score": 2,
+    }
     rows = {"affinity": 4 * 3, "coactivation": 4 * 3 + 3 * 2, "paths": 4 * 3, "token_map": 20} | pairs
     # For each layer and window, layer, policy and cache size, or policy and size (2 and 3: k is 2 of 4).
     rows |= {"consistency": 2 * 4, "caches": 2 * 6 * 2, "offload": 4 * 2}

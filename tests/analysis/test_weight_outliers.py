@@ -52,7 +52,7 @@ def test_a_planted_outlier_stands_and_normal_weights_do_not():
     np.testing.assert_allclose(np.delete(result["score"].values[0], 4).mean(), result["gaussian"].values[0], rtol=0.2)
     drawn = [trace for trace in figures.draw(result).data if trace.type == "heatmap"]
     np.testing.assert_array_equal(np.isnan(drawn[1].z[0]), ~beyond)
-    bits = analysis.bits_from_importance(result["score"].values, budget=2, widths=[1, 2, 4])
+    bits = analysis.bits_from_importance(result["score"].values, budget=2.5, widths=[1, 2, 4])
     assert int(bits["bits"].values[0].argmax()) == 4
 
 
