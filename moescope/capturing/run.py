@@ -192,7 +192,7 @@ def readings(
     with (
         torch.inference_mode(),
         Tap(model.hf, model.sites, model.semantics, wanted) as tap,
-        SinkWatch(model.hf, _layers(model)) if sinks else nullcontext() as watch,
+        SinkWatch(model.hf, decoder_layers(model)) if sinks else nullcontext() as watch,
     ):
         for batch in todo:
             ids, mask = (torch.from_numpy(array).to(model.device) for array in batch.padded(model.pad_id))
@@ -216,7 +216,7 @@ def readings(
             yield waiting[0], waiting[1].arrays()
 
 
-def _layers(model: Model) -> dict[int, str]:
+def decoder_layers(model: Model) -> dict[int, str]:
     """Paths of the decoder layers by number; none where two stacks share numbers."""
     stacks = {site.layer_path.rpartition(".")[0] for site in model.sites}
     return {n: f"{stack}.{n}" for stack in stacks for n in range(model.n_layers)} if len(stacks) == 1 else {}

@@ -4,6 +4,7 @@
 >>> effects = expert_effects(model, corpus, by="domain")     # every expert masked alone
 >>> traced = trace_positions(model, Case(prompt, answer, source=other))   # routing patched from another prompt
 >>> heapr(model, corpus)["heapr"]; naee(model, corpus, drop=2)["naee"]   # importance that needs the model
+>>> criteria_effects(model, corpus, analysis.importance(store), n=2)     # which criterion knows what masking will do
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moescope.effects.atoms import heapr
     from moescope.effects.cases import Case, read_cases
+    from moescope.effects.criteria import criteria_effects
     from moescope.effects.finding import between
     from moescope.effects.losses import Losses, document_losses
     from moescope.effects.pathtraces import trace_paths
     from moescope.effects.recipes import effect, matched, sweep
     from moescope.effects.reconstruction import naee
     from moescope.effects.router_rows import router_change
+    from moescope.effects.silencing import super_expert_effects
     from moescope.effects.traces import trace_experts, trace_layers, trace_positions
     from moescope.effects.tracing import expert_effects
 
 _HOME = {
     "Case": "cases",
     "Losses": "losses",
+    "criteria_effects": "criteria",
     "between": "finding",
     "document_losses": "losses",
     "effect": "recipes",
@@ -35,6 +39,7 @@ _HOME = {
     "naee": "reconstruction",
     "read_cases": "cases",
     "router_change": "router_rows",
+    "super_expert_effects": "silencing",
     "sweep": "recipes",
     "trace_experts": "traces",
     "trace_layers": "traces",
@@ -45,6 +50,9 @@ _HOME = {
 __all__ = [
     "Case", "Losses", "between", "document_losses", "effect", "expert_effects", "heapr", "matched", "naee",
     "read_cases", "router_change", "sweep", "trace_experts", "trace_layers", "trace_paths", "trace_positions",
+    "Case", "Losses", "between", "criteria_effects", "document_losses", "effect", "expert_effects", "heapr", "matched",
+    "naee", "read_cases", "router_change", "super_expert_effects", "sweep", "trace_experts", "trace_layers",
+    "trace_paths", "trace_positions",
 ]  # fmt: skip
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from moescope.hooks import Model
 
 MAX_LENGTH = 512
 BATCH_TOKENS = 4096
+Beside = Callable[[int, torch.Tensor], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def document_losses(
     *,
     max_length: int = MAX_LENGTH,
     batch_tokens: int = BATCH_TOKENS,
+    beside: Beside | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Losses:
     """Run every batch of a corpus under each recipe in turn (None: as the model is).
@@ -66,6 +69,8 @@ def document_losses(
         recipes: the first is the one that divergences are measured from.
         max_length: tokens of context; longer documents are cut into contexts of their own.
         batch_tokens: padded tokens of one forward pass.
+        beside: entered round each forward pass with the recipe's place and the attention mask [B, S]: what else to
+            watch in the same runs.
         on_progress: called with the tokens done, of all recipes together.
 
     Raises:
@@ -85,7 +90,7 @@ def document_losses(
     sums: dict[int, np.ndarray] = {}
     done = 0
     for batch in batches(corpus, model.tokenizer, max_length=max_length, batch_tokens=batch_tokens):
-        for row, values in enumerate(_of_batch(model, batch, recipes)):
+        for row, values in enumerate(_of_batch(model, batch, recipes, beside)):
             sequence = batch.sequences[row]
             number = sequence.document.number
             found[number] = sequence.document
@@ -104,7 +109,7 @@ def document_losses(
     )
 
 
-def _of_batch(model: Model, batch: TextBatch, recipes: Sequence[Recipe | None]) -> np.ndarray:
+def _of_batch(model: Model, batch: TextBatch, recipes: Sequence[Recipe | None], beside: Beside | None) -> np.ndarray:
     """[sequence, 2, recipe]: summed loss and divergence."""
     ids, mask = (torch.from_numpy(array).to(model.device) for array in batch.padded(model.pad_id))
     real = (mask != 0) & (torch.arange(ids.shape[1], device=ids.device) > 0)
@@ -113,7 +118,8 @@ def _of_batch(model: Model, batch: TextBatch, recipes: Sequence[Recipe | None]) 
     reference: torch.Tensor | None = None
     with torch.inference_mode():
         for place, recipe in enumerate(recipes):
-            with nullcontext() if recipe is None else model.edited(recipe, check=False):
+            watching = nullcontext() if beside is None else beside(place, mask)
+            with nullcontext() if recipe is None else model.edited(recipe, check=False), watching:
                 logits = model.forward(ids, mask)
             out[:, 0, place] = token_losses(logits, ids).masked_fill(~real, 0).double().sum(-1).cpu().numpy()
             log = logits[:, :-1].float().log_softmax(-1)

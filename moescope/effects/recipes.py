@@ -59,6 +59,20 @@ def effect(
     rng = np.random.default_rng(seed)
     others = [matched(recipe, model, rng) for _ in range(controls)]
     losses = document_losses(model, corpus, [None, recipe, *others], max_length=max_length, on_progress=on_progress)
+    return beside_controls(model, corpus, recipe, losses, by, rng, seed)
+
+
+def beside_controls(
+    model: Model,
+    corpus: Corpus,
+    recipe: Recipe,
+    losses: Losses,
+    by: str | None,
+    rng: np.random.Generator,
+    seed: int,
+) -> xr.Dataset:
+    """`effect` from the losses of no recipe, the recipe, and its controls, in this order; `rng` draws the intervals."""
+    controls = len(losses.nats) - 2
     names, code = losses.labels(by)
     rows: dict[str, list[Any]] = {name: [] for name in (
         "plain", "edited", "change", "low", "high", "divergence", "tokens", "documents", "control_mean", "control_low",
