@@ -48,11 +48,9 @@ _HOME = {
 }
 
 __all__ = [
-    "Case", "Losses", "between", "document_losses", "effect", "expert_effects", "heapr", "matched", "naee",
-    "read_cases", "router_change", "sweep", "trace_experts", "trace_layers", "trace_paths", "trace_positions",
-    "Case", "Losses", "between", "criteria_effects", "document_losses", "effect", "expert_effects", "heapr", "matched",
-    "naee", "read_cases", "router_change", "super_expert_effects", "sweep", "trace_experts", "trace_layers",
-    "trace_paths", "trace_positions",
+    "Case", "Losses", "between", "criteria_effects", "document_losses", "effect", "expert_effects", "heapr",
+    "matched", "naee", "read_cases", "router_change", "super_expert_effects", "sweep", "trace_experts",
+    "trace_layers", "trace_paths", "trace_positions",
 ]  # fmt: skip
 
 
