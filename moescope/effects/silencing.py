@@ -110,7 +110,8 @@ def _distinct(recipe: Recipe, model: Model, controls: int, rng: np.random.Genera
         if len(found) == controls:
             break
         other = matched(recipe, model, rng)
-        found.setdefault(str(sorted((str(edit.layer), sorted(edit.expert)) for edit in other.edits)), other)
+        said = sorted((str(edit.layer), sorted(getattr(edit, "expert", ()))) for edit in other.edits)
+        found.setdefault(str(said), other)
     return list(found.values())
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from moescope.figures.caching import caches, offload
     from moescope.figures.coactive import coactivation
     from moescope.figures.comparing import compare
+    from moescope.figures.criteria import criteria_effects, super_expert_effects
     from moescope.figures.domains import domain_specialisation
     from moescope.figures.effects import effect, expert_effects
     from moescope.figures.groups import expert_groups
@@ -74,6 +75,8 @@ _HOME = {
     "norm_against_score": "similarities",
     "output_similarity": "similarities",
     "weight_similarity": "similarities",
+    "criteria_effects": "criteria",
+    "super_expert_effects": "criteria",
     "effect": "effects",
     "expert_effects": "effects",
     "importance": "importance",
@@ -102,6 +105,7 @@ __all__ = [
     "coactivation",
     "compare",
     "consistency",
+    "criteria_effects",
     "dark",
     "domain_specialisation",
     "draw",
@@ -127,6 +131,7 @@ __all__ = [
     "placement",
     "risk_difference",
     "risk_difference_between",
+    "super_expert_effects",
     "super_experts",
     "template",
     "token_map",

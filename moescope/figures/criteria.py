@@ -1,0 +1,195 @@
+"""What masking by each criterion does to the loss, and what silencing super experts does, beside random experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from moescope.figures.axes import align_titles
+from moescope.figures.importance import said
+from moescope.figures.theme import BLUE, GREY, ORANGE, plain, template
+
+READ = (
+    "Each row is a criterion: blue, its lowest experts of every layer silenced; orange, its highest; with 95 % "
+    "intervals over documents. The band holds 95 % of random experts of the same layers, ticks at the bottom. A "
+    "criterion that knows what matters has its blue dot left of the band and its orange dot right of it; filled dots "
+    "are beyond chance (p at most 0.05). Rows are in the order of the distance between the two."
+)
+READ_SILENCED = (
+    "Left: what silencing the super experts adds to the loss of each label (orange), beside random experts of the same "
+    "layers (blue). Middle: how far the attention sink of each layer decays, 1 where it is gone. Right: the largest "
+    "value of the residual stream after each layer, with the super experts (grey) and without (orange). Where orange "
+    "stands among the blue ticks, these experts do no more than others would."
+)
+LEVEL = 0.05
+TICK = {"symbol": "line-ns", "size": 11, "line": {"width": 1.5, "color": BLUE}}
+
+
+def criteria_effects(result: xr.Dataset) -> go.Figure:
+    """Draws what masking the lowest and highest experts of each criterion costs, one label at a time.
+
+    How to read it: see `READ`.
+
+    Args:
+        result: from `effects.criteria_effects`; with several labels, a menu chooses among them.
+    """
+    labels = [str(name) for name in result["label"].values]
+    order = np.argsort(result["gap"].isel(label=0).values, kind="stable")[::-1]
+    names = [said(str(name)) for name in result["criterion"].values[order]]
+    figure = go.Figure()
+    each = 0
+    for place in range(len(labels)):
+        traces = _rows(result.isel(label=place, criterion=order), names, visible=place == 0)
+        each = len(traces)
+        figure.add_traces(traces)
+    controls = result.sizes["control"] > 0
+    shown = [*names, "random experts"] if controls else names
+    what = "masked" if result.attrs["kind"] == "mask" else "zeroed"
+    figure.update_xaxes(title_text="change of the loss, nats per token", zeroline=True, zerolinecolor="#c9cdd3")
+    figure.update_yaxes(
+        tickmode="array", tickvals=list(range(len(shown))), ticktext=shown, range=[len(shown) - 0.5, -0.5],
+        showgrid=False, ticks="",
+    )  # fmt: skip
+    figure.update_layout(
+        template=template("light"),
+        height=130 + 30 * len(shown),
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+        title={"text": f"{result.attrs['n']} of each layer {what}", "font": {"size": 13}},
+    )
+    if len(labels) > 1:
+        buttons = [
+            {"label": plain(label), "method": "restyle",
+             "args": [{"visible": [which // each == place for which in range(each * len(labels))]}]}
+            for place, label in enumerate(labels)
+        ]  # fmt: skip
+        menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 10}}
+        figure.update_layout(updatemenus=[menu], margin_t=90, height=176 + 30 * len(shown))
+    return figure
+
+
+def _rows(part: xr.Dataset, names: list[str], *, visible: bool) -> list[go.Scatter]:
+    rows = np.arange(len(names))
+    traces = []
+    if part.sizes["control"]:
+        low, high = float(part["control_low"]), float(part["control_high"])
+        bottom = len(names) + 0.5
+        traces.append(
+            go.Scatter(
+                x=[low, high, high, low], y=[-0.5, -0.5, bottom, bottom], fill="toself", mode="lines", visible=visible,
+                line={"width": 0}, fillcolor="rgba(139,145,154,0.16)", hoverinfo="skip", name="95 % of random experts",
+            )
+        )  # fmt: skip
+        changes = part["control_change"].values
+        traces.append(
+            go.Scatter(
+                x=changes, y=np.full(changes.size, len(names)), mode="markers", visible=visible, showlegend=False,
+                marker={**TICK, "line": {"width": 1.5, "color": GREY}},
+                hovertemplate="random experts: %{x:+.4f}<extra></extra>",
+            )
+        )  # fmt: skip
+    change = part["change"].values
+    traces.append(
+        go.Scatter(
+            x=np.column_stack([change, np.full(len(names), np.nan)]).ravel(), y=np.repeat(rows, 3), mode="lines",
+            line={"color": "#c9cdd3", "width": 2}, hoverinfo="skip", showlegend=False, visible=visible,
+        )
+    )  # fmt: skip
+    for place, (end, colour) in enumerate((("lowest", BLUE), ("highest", ORANGE))):
+        own = part.sel(end=end)
+        middle, sure = change[:, place], own["p"].values <= LEVEL
+        traces.append(
+            go.Scatter(
+                x=middle, y=rows, mode="markers", name=f"{end} silenced", visible=visible,
+                marker={"size": 11, "color": np.where(sure, colour, "#ffffff"), "line": {"width": 2, "color": colour}},
+                error_x={"type": "data", "symmetric": False, "array": np.nan_to_num(own["high"].values - middle),
+                         "arrayminus": np.nan_to_num(middle - own["low"].values), "color": colour, "thickness": 1.2,
+                         "width": 0},
+                customdata=np.stack([own[key].values for key in ("p", "q", "best")] + [part["gap"].values], axis=-1),
+                text=names,
+                hovertemplate=(
+                    f"<b>%{{text}}</b>, its {end}: %{{x:+.4f}} nats per token<br>p %{{customdata[0]:.3g}}, q "
+                    "%{customdata[1]:.3g}; the best of all in %{customdata[2]:.0%} of the draws<br>between its ends "
+                    "%{customdata[3]:+.4f}<extra></extra>"
+                ),
+            )
+        )  # fmt: skip
+    return traces
+
+
+def super_expert_effects(result: xr.Dataset) -> go.Figure:
+    """Draws what silencing the super experts does to the loss, the attention sinks and the massive activations.
+
+    How to read it: see `READ_SILENCED`.
+
+    Args:
+        result: from `effects.super_expert_effects`.
+    """
+    labels = [plain(str(name)) for name in result["label"].values]
+    figure = make_subplots(
+        rows=1, cols=3, column_widths=[0.36, 0.3, 0.34], horizontal_spacing=0.09,
+        subplot_titles=["loss", "decay of the attention sink", "largest value of the residual stream"],
+    )  # fmt: skip
+    for trace in _losses(result, labels):
+        figure.add_trace(trace, row=1, col=1)
+    for trace in _by_layer(result, "decay_control", [("decay", ORANGE, "without the super experts")]):
+        figure.add_trace(trace, row=1, col=2)
+    lines = [("massive_before", GREY, "as the model is"), ("massive_after", ORANGE, "without the super experts")]
+    for trace in _by_layer(result, "massive_control", lines):
+        figure.add_trace(trace, row=1, col=3)
+    figure.update_xaxes(title_text="nats per token", zeroline=True, zerolinecolor="#c9cdd3", row=1, col=1)
+    figure.update_yaxes(type="category", autorange="reversed", row=1, col=1)
+    figure.update_xaxes(title_text="layer", showgrid=False, dtick=max(1, result.sizes["model_layer"] // 8), row=1)
+    figure.update_xaxes(dtick=None, showgrid=True, title_text="nats per token", row=1, col=1)
+    figure.update_yaxes(zeroline=True, zerolinecolor="#c9cdd3", row=1, col=2)
+    figure.update_yaxes(type="log", row=1, col=3)
+    figure.update_layout(
+        template=template("light"),
+        height=max(330, 170 + 30 * len(labels)),
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.22, "yanchor": "top"},
+        margin_b=96,
+    )
+    align_titles(figure, 3)
+    return figure
+
+
+def _losses(result: xr.Dataset, labels: list[str]) -> list[Any]:
+    change = result["change"].values
+    bars = go.Bar(
+        x=change, y=labels, orientation="h", marker={"color": ORANGE, "opacity": 0.75}, showlegend=False,
+        error_x={"type": "data", "symmetric": False, "array": np.nan_to_num(result["high"].values - change),
+                 "arrayminus": np.nan_to_num(change - result["low"].values), "color": GREY},
+        customdata=result["p"].values,
+        hovertemplate="%{y}<br><b>%{x:+.4f} nats per token</b>; p %{customdata:.3g}<extra></extra>",
+    )  # fmt: skip
+    controls = result["control_change"].values
+    ticks = go.Scatter(
+        x=controls.T.ravel(), y=np.repeat(labels, controls.shape[0]), mode="markers", marker=TICK,
+        name="random experts of the same layers", legendgroup="random",
+        hovertemplate="random experts: %{x:+.4f}<extra></extra>",
+    )  # fmt: skip
+    return [bars, ticks]
+
+
+def _by_layer(result: xr.Dataset, control: str, lines: list[tuple[str, str, str]]) -> list[go.Scatter]:
+    layers = result["model_layer"].values
+    values = result[control].values
+    traces = [
+        go.Scatter(
+            x=np.tile(layers, values.shape[0]), y=values.ravel(), mode="markers", legendgroup="random",
+            marker={"symbol": "line-ew", "size": 11, "line": {"width": 1.5, "color": BLUE}}, showlegend=False,
+            hovertemplate="layer %{x}, random experts: %{y:.3g}<extra></extra>",
+        )
+    ]  # fmt: skip
+    for name, colour, words in lines:
+        traces.append(
+            go.Scatter(
+                x=layers, y=result[name].values, mode="lines+markers", line={"color": colour, "width": 2},
+                marker={"size": 7, "color": colour}, name=words, legendgroup=words, showlegend=control.startswith("m"),
+                hovertemplate=f"layer %{{x}}, {words}: %{{y:.3g}}<extra></extra>",
+            )
+        )  # fmt: skip
+    return traces
