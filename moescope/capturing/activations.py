@@ -12,6 +12,7 @@ import torch
 from moescope.capturing.batches import TextBatch
 from moescope.errors import MoescopeError, RefusedError
 from moescope.hooks.model import Model
+from moescope.hooks.sites import Site
 from moescope.hooks.taps import Tap, Want
 from moescope.store.activations import KINDS, Kind, Vectors
 from moescope.store.manifest import ActivationsRecord
@@ -28,7 +29,8 @@ class Activations:
         kinds: any of "outputs" (of selected experts, before their weight), "neurons" (what enters their down
             projections) and "router_inputs".
         layers: model layers or site keys; None means all.
-        experts: numbers of experts whose vectors are kept; None means all that were selected.
+        experts: numbers of experts whose vectors are kept; None means all that were selected. A mapping gives each
+            layer (or site key) its own, and is itself the choice of layers where ``layers`` is None.
         sample: share of the tokens, drawn by document and position: the same tokens however they are batched.
         seed: of that draw.
         max_bytes: a capture that would keep more is not begun, and one that does is stopped.
@@ -36,7 +38,7 @@ class Activations:
 
     kinds: Collection[str] = ("outputs",)
     layers: Collection[int | str] | None = None
-    experts: Collection[int] | None = None
+    experts: Collection[int] | Mapping[int | str, Collection[int]] | None = None
     sample: float = 0.01
     seed: int = 0
     max_bytes: int = 1_000_000_000
@@ -58,9 +60,18 @@ class Plan:
 
     def rows(self, batch: TextBatch) -> np.ndarray:
         """Which rows of a batch's real tokens keep their vectors."""
-        document = np.repeat([s.document.number for s in batch.sequences], [len(s) for s in batch.sequences])
-        number = np.concatenate([s.number * (1 << 32) + np.arange(len(s)) for s in batch.sequences])
+        sequence = np.repeat(np.arange(len(batch.sequences)), [len(s) for s in batch.sequences])
+        return self.drawn(batch, sequence, np.concatenate([np.arange(len(s)) for s in batch.sequences]))
+
+    def drawn(self, batch: TextBatch, sequence: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """Which of some tokens [N] keep their vectors, by their sequence in the batch and position in that."""
+        document = np.array([s.document.number for s in batch.sequences], np.int64)[sequence]
+        number = np.array([s.number for s in batch.sequences], np.int64)[sequence] * (1 << 32) + position
         return np.flatnonzero(_uniform(document, number, self.chosen.seed) < self.chosen.sample)
+
+    def experts(self, site: str) -> list[int] | None:
+        """Experts of one site whose vectors are kept; None means all."""
+        return self.record.experts[site] if isinstance(self.record.experts, dict) else self.record.experts
 
     def vectors(self, arrays: Arrays, rows: np.ndarray) -> dict[tuple[str, str], Vectors]:
         """The chosen vectors of one batch, by kind and site."""
@@ -80,8 +91,8 @@ class Plan:
         keep = np.ones(expert.shape, bool)
         if ("site", site, "valid") in arrays:
             keep &= arrays[("site", site, "valid")][rows]
-        if self.chosen.experts is not None:
-            keep &= np.isin(expert, list(self.chosen.experts))
+        if (wanted := self.experts(site)) is not None:
+            keep &= np.isin(expert, wanted)
         token, slot = np.nonzero(keep)
         return Vectors(rows[token], slot, expert[keep], values[keep], dtype)
 
@@ -99,28 +110,36 @@ def plan(model: Model, chosen: Activations) -> Plan:
         raise MoescopeError(f"Unknown kind of activations {unknown[:1] or 'none'}; kinds are {', '.join(KINDS)}.")
     if not 0 < chosen.sample <= 1:
         raise MoescopeError(f"The share of tokens must lie in (0, 1], not {chosen.sample}.")
-    sites = [
-        site
-        for site in model.sites
-        if chosen.layers is None or site.key in chosen.layers or site.layer in chosen.layers
-    ]
+    by_layer = chosen.experts if isinstance(chosen.experts, Mapping) else None
+    layers = by_layer if chosen.layers is None else chosen.layers
+    sites = [site for site in model.sites if layers is None or site.key in layers or site.layer in layers]
     known = {name for site in model.sites for name in (site.key, site.layer)}
-    strange = [layer for layer in chosen.layers or () if layer not in known]
+    strange = [layer for layer in (*(layers or ()), *(by_layer or ())) if layer not in known]
     if strange:
         raise MoescopeError(f"No MoE layer {strange[0]!r}; there are {', '.join(site.key for site in model.sites)}.")
-    beyond = [e for e in chosen.experts or () if not 0 <= e < min(site.n_experts for site in sites)]
-    if beyond:
-        raise MoescopeError(f"No expert {beyond[0]}; the chosen layers have {min(s.n_experts for s in sites)}.")
+    experts = {site.key: _experts(site, chosen.experts) for site in sites}
+    for site in sites:
+        beyond = [expert for expert in experts[site.key] or () if not 0 <= expert < site.n_experts]
+        if beyond:
+            raise MoescopeError(f"No expert {beyond[0]} at {site.key}; it has {site.n_experts}.")
     record = ActivationsRecord(
         kinds=kinds,
         sites=[site.key for site in sites],
-        experts=None if chosen.experts is None else sorted(chosen.experts),
+        experts={key: own or [] for key, own in experts.items()} if by_layer is not None else experts[sites[0].key],
         sample=chosen.sample,
         seed=chosen.seed,
         max_bytes=chosen.max_bytes,
     )
     unpriced = Plan(chosen, record, 0.0)
     return replace(unpriced, bytes_per_token=_price(model, unpriced))
+
+
+def _experts(site: Site, chosen: Collection[int] | Mapping[int | str, Collection[int]] | None) -> list[int] | None:
+    """One site's experts, ascending; None means all."""
+    if isinstance(chosen, Mapping):
+        own = [*chosen.get(site.key, ()), *chosen.get(site.layer, ())]
+        return sorted(set(own))
+    return None if chosen is None else sorted(chosen)
 
 
 def _price(model: Model, unpriced: Plan) -> float:
@@ -138,9 +157,8 @@ def _price(model: Model, unpriced: Plan) -> float:
             if vectors is None:
                 raise RefusedError(f"The {kind} of {key} cannot be seen in this model; choose other kinds or layers.")
             share = 1.0
-            if kind != "router_inputs" and unpriced.chosen.experts is not None:
-                n = next(site.n_experts for site in model.sites if site.key == key)
-                share = len(unpriced.chosen.experts) / n
+            if kind != "router_inputs" and (wanted := unpriced.experts(key)) is not None:
+                share = len(wanted) / next(site.n_experts for site in model.sites if site.key == key)
             price += vectors.numel() * vectors.element_size() * share
     return price
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from moescope.capturing.activations import FIELDS, Plan
 from moescope.capturing.batches import Sequence, TextBatch
 from moescope.errors import MoescopeError, RefusedError
 from moescope.hooks.model import Model
@@ -28,6 +30,7 @@ OPTIONS = (
 )  # fmt: skip
 PADDING_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 HALF_TOLERANCE = 5e-2  # bf16 keeps 8 bits; a model that does not mask its pads is off by more
+Draw = Callable[[np.ndarray, np.ndarray], np.ndarray]
 BROKEN = "\ufffd"  # what a decoder writes for bytes that are not yet a whole character
 
 
@@ -87,7 +90,13 @@ def feels_left_padding(model: Model) -> bool:
 
 
 def generations(
-    model: Model, todo: Iterator[TextBatch], wanted: Want, options: Mapping[str, Any], *, loss: bool = False
+    model: Model,
+    todo: Iterator[TextBatch],
+    wanted: Want,
+    options: Mapping[str, Any],
+    *,
+    loss: bool = False,
+    chosen: Plan | None = None,
 ) -> Iterator[tuple[TextBatch, Arrays]]:
     """Let the model go on from each batch of prompts; gives the grown batches and their readings.
 
@@ -97,7 +106,9 @@ def generations(
         options: from `checked`.
         loss: also give the loss of each written token, in nats, by the model's own logits (before temperature and the
             like); the prompt's tokens have none, since `generate` asks for the logits of its last position alone.
+        chosen: vectors to keep.
     """
+    wanted = wanted if chosen is None else chosen.wanting(wanted)
     settings = {name: value for name, value in options.items() if name != "seed"}
     if not settings["do_sample"]:  # the model's own defaults for sampling would only be warned about
         settings = {"temperature": None, "top_k": None, "top_p": None, **settings}
@@ -105,7 +116,9 @@ def generations(
         for batch in todo:
             ids, mask = (torch.from_numpy(array).to(model.device) for array in batch.padded(model.pad_id, side="left"))
             devices = [model.device] if model.device.type == "cuda" else []
-            with torch.random.fork_rng(devices), _Calls(model.hf, tap, mask, _ends(model, settings), loss) as calls:
+            ends = _ends(model, settings)
+            drawn = None if chosen is None else partial(chosen.drawn, batch)
+            with torch.random.fork_rng(devices), _Calls(model.hf, tap, mask, ends, loss, drawn) as calls:
                 torch.manual_seed(options["seed"] + batch.sequences[0].number)
                 whole = model.hf.generate(ids, attention_mask=mask, pad_token_id=model.pad_id, **settings)
             written = whole[:, ids.shape[1] :].cpu().numpy()
@@ -118,25 +131,28 @@ def generations(
 
 @dataclass
 class _Call:
-    """One call of the model: whose rows were kept, where they stand in the sequences, and what was read."""
+    """One call of the model: whose rows were kept, their columns, which of them keep vectors, and what was read."""
 
     sequence: np.ndarray
     column: np.ndarray
+    drawn: np.ndarray
     copy: HostCopy
 
 
 class _Calls:
     """Hooks round the whole model while it generates: each call is one reading of the rows that are new and alive."""
 
-    def __init__(self, hf: nn.Module, tap: Tap, mask: torch.Tensor, ends: set[int], loss: bool) -> None:
-        self._hf, self._tap, self._ends, self._loss = hf, tap, ends, loss
+    def __init__(
+        self, hf: nn.Module, tap: Tap, mask: torch.Tensor, ends: set[int], loss: bool, drawn: Draw | None
+    ) -> None:
+        self._hf, self._tap, self._ends, self._loss, self._draw = hf, tap, ends, loss, drawn
         self._said: torch.Tensor | None = None  # logits [B, V] of what comes next, by the last call
         self._losses = torch.empty(0)  # of the rows kept in this call
         self._mask = mask.cpu().numpy().astype(bool)
         self._alive = np.ones(len(mask), bool)
         self._done = 0  # columns of the padded batch that have been run
         self._calls: list[_Call] = []
-        self._kept: tuple[np.ndarray, np.ndarray] | None = None
+        self._kept: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> _Calls:
@@ -174,11 +190,14 @@ class _Calls:
             raise RefusedError(f"generate ran {width} tokens after {self._done} of {prompt}; it cannot be captured.")
         self._done += len(columns)
         row, place = np.nonzero(keep)
-        self._kept = row, columns[place]
+        first_column = self._mask.argmax(1)
+        drawn = np.arange(0) if self._draw is None else self._draw(row, columns[place] - first_column[row])
+        self._kept = row, columns[place], drawn
         at = torch.from_numpy(row * width + first + place).to(ids.device)
         if self._loss:
             self._losses = self._losses_of(ids, torch.from_numpy(row).to(ids.device), self._done > prompt)
-        self._tap.begin(batch * width, None if len(at) == batch * width else at)
+        vectors = None if self._draw is None else torch.from_numpy(drawn).to(ids.device)
+        self._tap.begin(batch * width, None if len(at) == batch * width else at, vectors)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         assert self._kept is not None, "a call ended that had not begun"
@@ -199,6 +218,8 @@ class _Calls:
         sequence = np.concatenate([call.sequence for call in self._calls])
         column = np.concatenate([call.column for call in self._calls])
         order = np.lexsort((column, sequence))
+        drawn = np.concatenate([call.sequence[call.drawn] for call in self._calls])
+        among_drawn = np.lexsort((np.concatenate([call.column[call.drawn] for call in self._calls]), drawn))
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
         parts = [call.copy.arrays() for call in self._calls if len(call.sequence)]
@@ -207,7 +228,7 @@ class _Calls:
         for name in parts[0]:
             values = [part[name] for part in parts]
             if name == ("loss",) or (name[0] == "site" and name[2] != "outliers"):
-                joined[name] = np.concatenate(values)[order]
+                joined[name] = np.concatenate(values)[among_drawn if name[-1] in FIELDS.values() else order]
         for key in dict.fromkeys(name[1] for name in parts[0] if name[2:3] == ("outliers",)):
             joined |= _expert_maxima(key, parts, starts, rank)
         for layer in dict.fromkeys(name[1] for name in parts[0] if name[0] == "hidden"):

@@ -118,8 +118,6 @@ def capture(
     if sinks:
         settings[SINKS] = 1
     if options is not None:
-        if chosen is not None:
-            raise MoescopeError("Activations are not kept while generating; capture the written texts once more.")
         settings["generate"] = options | {"defaults": defaults(model)}
         max_length = _leaving_room(model, max_length, options["max_new_tokens"])
     manifest = manifest_of(model, corpus, census, tiers, loss, max_length, settings, chosen)
@@ -146,7 +144,7 @@ def capture(
         todo = ahead(islice(cut, writer.cursor, None))
         read = readings(model, todo, want(tiers), loss=loss, sinks=sinks, chosen=chosen)
         if options is not None:
-            read = generations(model, todo, want(tiers), options, loss=loss)
+            read = generations(model, todo, want(tiers), options, loss=loss, chosen=chosen)
         texts = TokenTexts(model.tokenizer)
         kept = _kept_before(Path(out))
         for batch, arrays in read:

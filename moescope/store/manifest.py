@@ -137,11 +137,14 @@ class SiteRecord(_Record):
 
 
 class ActivationsRecord(_Record):
-    """Which vectors the activations tier holds: kinds, site keys, experts (null: all selected), share of tokens."""
+    """Which vectors the activations tier holds: kinds, site keys, experts (null: all selected), share of tokens.
+
+    Experts are one list for all sites, or one for each site key.
+    """
 
     kinds: list[Literal["outputs", "neurons", "router_inputs"]] = Field(min_length=1)
     sites: list[str] = Field(min_length=1)
-    experts: list[int] | None = None
+    experts: list[int] | dict[str, list[int]] | None = None
     sample: float = Field(gt=0, le=1)
     seed: int = 0
     max_bytes: int = Field(ge=1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import moescope as ms
+from moescope.hooks import Tap, Want
 from moescope.store import Store, check_store
 from tests.capturing.texts import model, rows, tokenizer
 from tests.zoo import reference
@@ -117,6 +118,58 @@ def test_only_chosen_experts_are_kept(tmp_path: Path) -> None:
         assert len(store.activations("outputs", site.key, expert=2)) == (routing.expert == 2).sum()
 
 
+def test_each_layer_may_have_experts_of_its_own(tmp_path: Path) -> None:
+    wanted = {0: [2, 5], "L001": [0]}
+    store = captured("qwen2_moe", tmp_path / "s", ms.Activations(["outputs"], experts=wanted, sample=1.0))
+    for site, experts in {"L000": [2, 5], "L001": [0]}.items():
+        vectors = store.activations("outputs", site)
+        assert set(vectors.expert) <= set(experts)
+        assert len(vectors) == np.isin(store.routing(site).expert, experts).sum() > 0
+    assert store.manifest.activations is not None
+    assert store.manifest.activations.sites == ["L000", "L001"]
+    with pytest.raises(ms.StoreError, match="no outputs of L002 were kept"):
+        store.activations("outputs", 2)
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "gpt_oss", "llama4"])
+def test_vectors_kept_while_generating_are_those_of_the_written_text(name: str, tmp_path: Path) -> None:
+    """The tokens drawn are the same, and their vectors those of a fresh pass over prompt and answer."""
+    kinds = ["outputs", "router_inputs"]
+    every = captured(name, tmp_path / "every", ms.Activations(kinds, sample=1.0), generate={"max_new_tokens": 5})
+    some = captured(name, tmp_path / "some", ms.Activations(kinds, sample=0.4), generate={"max_new_tokens": 5})
+    assert check_store(tmp_path / "every") == check_store(tmp_path / "some") == []
+    tokens, loaded = every.tokens().to_pandas(), model(name)
+    assert (tokens["phase"] == "decode").any()
+    assert some.tokens().equals(every.tokens())
+    keys = frozenset(site.key for site in every.sites)
+    for _, part in tokens.groupby("document"):
+        ids = torch.tensor([part["token_id"].tolist()])
+        wanted = Want(vectors=keys, router_inputs=keys)
+        with torch.no_grad(), Tap(loaded.hf, loaded.sites, loaded.semantics, wanted) as tap:
+            tap.begin(ids.numel())
+            loaded.forward(ids, torch.ones_like(ids))
+            fresh = tap.take().sites
+        for site in every.sites:
+            vectors, inputs = every.activations("outputs", site.key), every.activations("router_inputs", site.key)
+            mine = np.isin(vectors.row, part.index)
+            rows_here = vectors.row[mine] - part.index[0]
+            true = fresh[site.key]
+            assert true.vectors is not None
+            assert true.router_input is not None
+            same = true.expert.numpy()[rows_here, vectors.slot[mine]] == vectors.expert[mine]
+            assert same.mean() > 0.95  # but for near ties
+            want = true.vectors.numpy()[rows_here, vectors.slot[mine]]
+            np.testing.assert_allclose(vectors.values[mine][same], want[same], rtol=5e-3, atol=2e-4)
+            theirs = inputs.values[np.isin(inputs.row, part.index)]
+            np.testing.assert_allclose(theirs, true.router_input.numpy(), rtol=5e-3, atol=2e-4)
+    for site in every.sites:
+        whole, drawn = every.activations("outputs", site.key), some.activations("outputs", site.key)
+        assert 0 < len(drawn) < len(whole)
+        at = {(row, slot): place for place, (row, slot) in enumerate(zip(whole.row, whole.slot, strict=True))}
+        places = [at[pair] for pair in zip(drawn.row, drawn.slot, strict=True)]
+        assert np.array_equal(whole.values[places], drawn.values)
+
+
 def test_bfloat16_vectors_keep_every_bit(tmp_path: Path) -> None:
     from moescope.hooks import wrap
     from tests.zoo import build
@@ -155,6 +208,8 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
         (ms.Activations(["thoughts"]), "Unknown kind"),
         (ms.Activations(layers=[99]), "No MoE layer 99"),
         (ms.Activations(experts=[8]), "No expert 8"),
+        (ms.Activations(experts={1: [8]}), "No expert 8 at L001"),
+        (ms.Activations(experts={99: [1]}), "No MoE layer 99"),
         (ms.Activations(sample=0.0), r"must lie in \(0, 1\]"),
     ],
 )
