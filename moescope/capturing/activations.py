@@ -137,8 +137,7 @@ def plan(model: Model, chosen: Activations) -> Plan:
 def _experts(site: Site, chosen: Collection[int] | Mapping[int | str, Collection[int]] | None) -> list[int] | None:
     """One site's experts, ascending; None means all."""
     if isinstance(chosen, Mapping):
-        own = [*chosen.get(site.key, ()), *chosen.get(site.layer, ())]
-        return sorted(set(own))
+        return sorted({expert for layer, own in chosen.items() if layer in (site.key, site.layer) for expert in own})
     return None if chosen is None else sorted(chosen)
 
 
