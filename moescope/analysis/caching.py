@@ -280,7 +280,7 @@ def _replayed(
 
     params = {"site": site.key, "policy": policy, "draws": task.draws, "seed": task.seed, **task.asked}
     plain, shuffled = found = empty()
-    unpack(store.cached(f"cache-{site.key}-{policy}", compute, params), tables(found))
+    unpack(store.cached(f"replays-{site.key}-{policy}", compute, params), tables(found))
     return plain, shuffled
 
 

@@ -273,7 +273,7 @@ def _counted(store: Store, site: Any, task: _Task, split: frozenset[tuple[int, i
 
     params = {"site": site.key, "windows": task.windows, "draws": task.draws, "seed": task.seed, **task.asked}
     found = _Counted.empty(task, site.n_experts)
-    unpack(store.cached(f"windows-{site.key}", compute, params), found.parts())
+    unpack(store.cached(f"segments-{site.key}", compute, params), found.parts())
     return found
 
 

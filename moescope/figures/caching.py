@@ -52,7 +52,8 @@ def caches(result: xr.Dataset, policy: str | None = None) -> go.Figure:
         traces = [(trace, 1) for trace in (_hit_rates(part) if by_label or not place else [])]
         traces += [(_by_layer(part["hit_rate"].isel(policy=at), part, ".1%", "hits"), 2)]
         for trace, column in traces:
-            trace.visible = place == (0 if by_label else first) or column == 1
+            # Without labels the left panel shows all policies, whichever is chosen.
+            trace.visible = place == (0 if by_label else first) or (not by_label and column == 1)
             figure.add_trace(trace, row=1, col=column)
         drawn.append([trace for trace, _ in traces])
     figure.update_yaxes(title_text="hit rate", tickformat=".0%", row=1, col=1)

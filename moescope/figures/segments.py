@@ -21,11 +21,12 @@ READ = (
     "neighbouring tokens are routed alike. Below: each expert's own score beyond what its load gives."
 )
 """How to read the figure."""
-LIGHT = "#bfc4cb"
+FAINT = "rgba(139, 145, 154, 0.5)"
+"""Grey that recedes on a light and on a dark page."""
 CONTROLS = (
     ("shuffled", "tokens shuffled", ORANGE, "dash"),
     ("independent", "loads alone", GREY, "dash"),
-    ("uniform", "k of E alone", LIGHT, "dot"),
+    ("uniform", "k of E alone", FAINT, "dot"),
 )
 """Controls of `srp`: name, what is said, colour, dash."""
 
@@ -158,7 +159,7 @@ def _layers(part: xr.Dataset) -> list[Any]:
         x += [start, stop, None]
         y += [layer, layer, None]
     span = go.Scatter(
-        x=x, y=y, mode="lines", line={"color": LIGHT, "width": 1.4}, hoverinfo="skip", showlegend=False, name="span"
+        x=x, y=y, mode="lines", line={"color": FAINT, "width": 1.4}, hoverinfo="skip", showlegend=False, name="span"
     )
     ticks = [
         go.Scatter(

@@ -54,6 +54,7 @@ def test_consistency_by_label_shows_one_label_at_a_time(store):
     figure = figures.consistency(result, window=4)
     (menu,) = figure.layout.updatemenus
     assert "<" not in menu.buttons[0].label
+    assert [t for t in figure.data if t.visible] == shown(figure, menu.buttons[0])
     for label, button in enumerate(menu.buttons):
         traces = shown(figure, button)
         assert len(traces) == 11
@@ -78,6 +79,7 @@ def test_caches(store):
         np.testing.assert_array_equal(traces[-1].z, result["hit_rate"].sel(policy=policy))
     by_label = figures.caches(analysis.caches(store, [2, 3], [], by="domain"))
     assert len(shown(by_label, by_label.layout.updatemenus[0].buttons[1])) == 8
+    assert [t for t in by_label.data if t.visible] == shown(by_label, by_label.layout.updatemenus[0].buttons[0])
     with pytest.raises(MoescopeError, match="no policy 'fifo'"):
         figures.caches(result, policy="fifo")
 
