@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moescope.analysis.caching import Replayed, caches, replay_ids
     from moescope.analysis.cards import Card, card, cards_of_layer
     from moescope.analysis.coactive import coactivation, coactivation_from_counts
+    from moescope.analysis.column_outliers import weight_outliers
     from moescope.analysis.comparing import compare, divergence, overlap_of
     from moescope.analysis.contexts import Example, examples, top_tokens
     from moescope.analysis.counts import document_counts, document_tokens, token_counts, token_totals
@@ -55,11 +56,10 @@ if TYPE_CHECKING:
     from moescope.analysis.token_classes import CLASSES, npmi_classes
     from moescope.analysis.token_ids import npmi_tokens
     from moescope.analysis.transitions import transition_counts
-    from moescope.analysis.weight_outliers import weight_outliers
     from moescope.analysis.whatif import experts_for, what_if
 
 _HOME = {
-    "weight_outliers": "weight_outliers",
+    "weight_outliers": "column_outliers",
     "placement_from_counts": "placements",
     "placement": "placements",
     "what_if": "whatif",

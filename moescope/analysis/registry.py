@@ -8,6 +8,7 @@ from moescope.analysis.atlas_table import ATLAS_QUESTION
 from moescope.analysis.bit_budget import BITS_QUESTION
 from moescope.analysis.caching import CACHES_QUESTION
 from moescope.analysis.coactive import COACTIVATION_QUESTION
+from moescope.analysis.column_outliers import WEIGHT_OUTLIERS_QUESTION
 from moescope.analysis.comparing import COMPARE_QUESTION
 from moescope.analysis.domains import DOMAINS_QUESTION
 from moescope.analysis.grouping import EXPERT_GROUPS_QUESTION
@@ -30,7 +31,6 @@ from moescope.analysis.similarities import GATE_SIMILARITY_QUESTION, WEIGHT_SIMI
 from moescope.analysis.specialisation import NPMI_QUESTION
 from moescope.analysis.token_classes import CLASSES_QUESTION
 from moescope.analysis.token_ids import TOKENS_QUESTION
-from moescope.analysis.weight_outliers import WEIGHT_OUTLIERS_QUESTION
 from moescope.analysis.whatif import WHAT_IF_QUESTION
 
 ANALYSES: dict[str, Analysis] = {

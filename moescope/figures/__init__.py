@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from moescope.figures.bit_budget import bits
     from moescope.figures.caching import caches, offload
     from moescope.figures.coactive import coactivation
+    from moescope.figures.column_outliers import weight_outliers
     from moescope.figures.comparing import compare
     from moescope.figures.criteria import criteria_effects, super_expert_effects
     from moescope.figures.domains import domain_specialisation
     from moescope.figures.effects import effect, expert_effects
     from moescope.figures.groups import expert_groups
-    from moescope.figures.importance import importance
+    from moescope.figures.importance_table import importance
     from moescope.figures.loads import load
     from moescope.figures.maps import expert_map, gate_map, token_map
     from moescope.figures.matching import neuron_matching
@@ -48,11 +49,10 @@ if TYPE_CHECKING:
     from moescope.figures.specialisation import npmi, npmi_classes, npmi_markers, npmi_tokens
     from moescope.figures.theme import dark, template
     from moescope.figures.traces import trace_experts, trace_layers, trace_paths, trace_positions
-    from moescope.figures.weight_outliers import weight_outliers
     from moescope.figures.whatif import what_if
 
 _HOME = {
-    "weight_outliers": "weight_outliers",
+    "weight_outliers": "column_outliers",
     "fluctuation": "series",
     "compare": "comparing",
     "bits": "bit_budget",
@@ -79,7 +79,7 @@ _HOME = {
     "super_expert_effects": "criteria",
     "effect": "effects",
     "expert_effects": "effects",
-    "importance": "importance",
+    "importance": "importance_table",
     "load": "loads",
     "npmi": "specialisation",
     "npmi_classes": "specialisation",

@@ -4,6 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +82,13 @@ def test_parameters_are_those_of_the_function(entry, tmp_path):
     json.loads(table.to_json(orient="records"))
     # Flat attributes: the result can be saved.
     assert all(isinstance(value, (str, int, float)) for value in result.attrs.values())
+
+
+@pytest.mark.parametrize("package", [analysis, figures], ids=["analysis", "figures"])
+def test_no_module_is_named_as_what_its_package_exports(package):
+    """Importing the module would put it where the function should be."""
+    modules = {file.stem for file in Path(package.__file__).parent.glob("*.py")}
+    assert not modules & set(package.__all__)
 
 
 def test_imports_are_lazy_and_never_torch():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moescope import analysis, figures
-from moescope.analysis.weight_outliers import weight_outliers
+from moescope.analysis.column_outliers import weight_outliers
 from moescope.errors import MoescopeError
 
 RNG = np.random.default_rng(0)
