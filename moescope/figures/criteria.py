@@ -10,7 +10,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from moescope.figures.axes import align_titles
-from moescope.figures.importance import said
+from moescope.figures.importance_table import said
 from moescope.figures.theme import BLUE, GREY, ORANGE, plain, template
 
 READ = (
