@@ -215,9 +215,16 @@ def replay_task(chosen: Labelling, windows: Sequence[int], draws: int, seed: int
 
 
 def replayed(store: Store, sites: Sequence[Any], task: ReplayTask) -> list[dict[str, tuple[Replayed, Replayed]]]:
-    """Every policy in every layer: (as it was, by cell; shuffled, by label, all draws summed)."""
+    """Every policy in every layer: (as it was, by cell; shuffled, by label, all draws summed).
+
+    Raises:
+        MoescopeError: no expert was selected at all.
+    """
     split = split_runs(store, task.phase)
-    return [{policy: _replayed(store, site, policy, task, split) for policy in task.policies} for site in sites]
+    found = [{policy: _replayed(store, site, policy, task, split) for policy in task.policies} for site in sites]
+    if not any(of_site[task.policies[0]][0].selections.any() for of_site in found):
+        raise MoescopeError("No expert was selected by any token that is left: nothing to count.")
+    return found
 
 
 def cache_sizes(sites: Sequence[Any], sizes: Sequence[int] | None) -> list[int]:

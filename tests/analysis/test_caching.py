@@ -226,5 +226,8 @@ def test_sizes_and_mistakes(tmp_path):
         caches(store, windows=[0])
     with pytest.raises(MoescopeError, match="0 or more"):
         caches(store, draws=-1)
+    nothing = random_truth(np.random.default_rng(0), 3, [4], [2], missing=1.0)
+    with pytest.raises(MoescopeError, match="No expert was selected"):
+        caches(write(tmp_path / "t", nothing, [4], {}, slots_can_miss=True))
     with pytest.raises(MoescopeError, match="no policy 'fifo'"):
         replay_ids(np.zeros((1, 1), int), 1, "fifo")

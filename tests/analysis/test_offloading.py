@@ -91,5 +91,6 @@ def test_mistakes(tmp_path):
             offload(store, **wrong)
     with pytest.raises(MoescopeError, match="`bytes_per_expert` must be above 0"):
         offload(store, 0)
+    assert np.isnan(offload(store, 1e6, sizes=[4])["tokens_per_second"]).all()  # nothing is loaded, nothing computed
     with pytest.raises(MoescopeError, match="at least the 2"):
         offload(store, sizes=[1])
