@@ -59,6 +59,8 @@ def _command(analysis: Analysis) -> Callable[..., None]:
             if file is not None and not file.absolute().parent.is_dir():
                 raise MoescopeError(f"There is no folder {file.parent} to write {file.name} into.")
         given = {key: value for key, value in options.items() if value is not None and value != []}
+        if "where" in given:
+            given["where"] = _filters(given["where"])
         result = analysis.run(*inputs, **given)
         if model is not None:
             result.attrs["model"] = model
@@ -66,10 +68,23 @@ def _command(analysis: Analysis) -> Callable[..., None]:
 
     signature = [_argument(name) for name in analysis.inputs]
     signature += [_option(p.name, _type(p), p.default, _sentence(p)) for p in analysis.parameters]
+    if "where" in inspect.signature(analysis.run).parameters:
+        signature.append(_option("where", list[str], None, "Only documents with label=value; repeat for several."))
     signature += [_option(key, *rest) for key, rest in OUTPUTS.items()]
     command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in signature}
     return command
+
+
+def _filters(asked: list[str]) -> dict[str, list[str]]:
+    """Labels and the values to keep of each: values of one label are alternatives, labels must all hold."""
+    found: dict[str, list[str]] = {}
+    for pair in asked:
+        label, equals, value = pair.partition("=")
+        if not label or not equals:
+            raise MoescopeError(f"--where takes label=value, for instance domain=code, not {pair!r}.")
+        found.setdefault(label, []).append(value)
+    return found
 
 
 @dataclass(frozen=True)

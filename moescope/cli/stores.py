@@ -31,7 +31,7 @@ ANALYZE_EXAMPLES = """Examples:
   moescope analyze npmi runs/demo --by domain --permutations 2000 --json
   moescope analyze super_experts runs/demo --csv outliers.csv --html outliers.html
   moescope analyze placement runs/demo --devices 4 --rows layer,expert,plan --csv plan.csv
-  moescope analyze compare runs/before runs/after --by domain --html change.html"""
+  moescope analyze compare runs/before runs/after --where domain=code --html change.html"""
 
 REPORT_EXAMPLES = """Examples:
 

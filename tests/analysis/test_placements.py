@@ -130,7 +130,7 @@ def planted(rng, documents, tokens, noise, widths=(8, 8, 8), devices=4):
 
 def test_a_planted_affinity_is_placed_together(tmp_path):
     made, home = planted(np.random.default_rng(1), 20, 80, noise=0.1)
-    result = placement(write(tmp_path / "s", made, (8, 8, 8), {}), 4, draws=99, time_limit=10)
+    result = placement(write(tmp_path / "s", made, (8, 8, 8), {}), 4, draws=99, time_limit=3)
     found = result.sel(plan="exflow")
     # Either expert strayed: 1 - 0.9^2 of the steps, of which 3 in 4 leave the device.
     assert float(found["crossings_per_step"]) == pytest.approx(0.19 * 0.75, abs=0.03)
@@ -144,7 +144,7 @@ def test_a_planted_affinity_is_placed_together(tmp_path):
 
 def test_without_affinity_the_gain_does_not_carry_over(tmp_path):
     made, _ = planted(np.random.default_rng(2), 20, 40, noise=1.0)
-    result = placement(write(tmp_path / "s", made, (8, 8, 8), {}), 4, "exflow", draws=99, time_limit=5)
+    result = placement(write(tmp_path / "s", made, (8, 8, 8), {}), 4, "exflow", draws=99, time_limit=2)
     found = result.sel(plan="exflow")
     assert float(found["solved_crossings_per_step"]) < 0.7  # what looking only at the tokens solved on would claim
     assert float(found["crossings_per_step"]) == pytest.approx(0.75, abs=0.04)

@@ -264,20 +264,3 @@ def test_vectors_from_the_command_line(checkpoint: Path, corpus: Path, tmp_path:
                     "--vectors", "outputs", "--vector-layer", 1, "--vector-sample", 0.5)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(ms.open(out).activations("outputs", 1)) > 0
-
-
-def test_what_follows_tokens_on_the_command_line(store: Path, tmp_path: Path) -> None:
-    plan = tmp_path / "plan.csv"
-    asked = ("--devices", 2, "--method", "eplb", "--draws", 5, "--rows", "layer,expert,plan", "--csv", plan)
-    assert moescope("analyze", "placement", store, *asked).returncode == 0
-    assert plan.read_text().startswith("layer,expert,plan,home,replicas")
-    found = json.loads(moescope("analyze", "what-if", store, "--thresholds", 0.5, "--json").stdout)
-    assert {row["threshold"] for row in found["rows"]} == {0.5}
-    same = json.loads(moescope("analyze", "compare", store, store, "--permutations", 9, "--json").stdout)
-    assert all(row["overlap"] == 1 and row["jsd"] == 0 for row in same["rows"])
-    page = tmp_path / "f.html"
-    assert moescope("analyze", "fluctuation", store, store, store, "--html", page).returncode == 0
-    assert "<script" in page.read_text()
-    refused = moescope("analyze", "fluctuation", store)
-    assert refused.returncode == 2
-    assert "two stores or more" in refused.stderr
