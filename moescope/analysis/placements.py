@@ -81,8 +81,8 @@ def placement(
         seed: of the split, the random placements and the local search.
         where: label -> value(s), documents to use.
         phase: "prefill" or "decode"; both if None.
-        devices_per_node: devices that share a node; all of them if None. With nodes, devices of exflow and moetuner that
-            exchange most tokens are then gathered in a node, by a heuristic.
+        devices_per_node: devices that share a node; all of them if None. With nodes, those devices of exflow and
+            moetuner that exchange most tokens are then gathered in a node, by a heuristic.
         bandwidth, node_bandwidth: GB/s of each device inside its node (450: NVLink 4) and to other nodes (50: a 400
             Gb/s network card).
         latency_us, node_latency_us: microseconds that a transfer waits besides, inside a node and between nodes.
