@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 AGGREGATES = "aggregates"
+COUNTED_AS = 1
+"""Raised when what a kept table means or how it is laid out changes: older ones are then counted anew, never misread."""
 _KEY = b"moescope.key"
 
 
@@ -64,7 +66,7 @@ def _key(store_id: str, shards: Sequence[Path], name: str, params: Mapping[str, 
     for shard in shards:
         digest.update((shard / COMMIT).read_bytes())
     try:
-        return json.dumps([store_id, digest.hexdigest(), name, dict(params)], sort_keys=True).encode()
+        return json.dumps([COUNTED_AS, store_id, digest.hexdigest(), name, dict(params)], sort_keys=True).encode()
     except TypeError as error:
         raise StoreError(f"the parameters of aggregate {name!r} must be plain values: {error}.") from error
 

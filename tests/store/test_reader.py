@@ -10,7 +10,7 @@ import pytest
 
 import moescope.store
 from moescope.errors import StoreError
-from moescope.store import Batch, DocumentRow, Store, StoreWriter
+from moescope.store import Batch, DocumentRow, Store, StoreWriter, aggregates
 from moescope.store.html import plain
 
 from .made import a_manifest, a_site, a_site_batch, made_batches
@@ -158,6 +158,12 @@ def test_more_shards_make_a_cache_old(tmp_path):
     with StoreWriter.resume(tmp_path / "s", manifest) as writer:
         writer.append(batches[1])
     assert Store.open(tmp_path / "s").cached("n", count)["n"][0].as_py() == 40
+
+
+def test_a_table_counted_by_an_older_rule_is_counted_anew(store, monkeypatch):
+    store.cached("counts", lambda: pa.table({"n": [1]}))
+    monkeypatch.setattr(aggregates, "COUNTED_AS", aggregates.COUNTED_AS + 1)
+    assert store.cached("counts", lambda: pa.table({"m": [2]})).column_names == ["m"]
 
 
 def test_a_broken_or_foreign_cache_file_is_computed_again(store):
