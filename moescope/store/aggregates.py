@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 AGGREGATES = "aggregates"
 COUNTED_AS = 1
-"""Raised when what a kept table means or how it is laid out changes: older ones are then counted anew, never misread."""
+"""Raised when what a kept table means or how it is laid out changes: older ones are counted anew, not misread."""
 _KEY = b"moescope.key"
 
 
