@@ -53,9 +53,11 @@ if TYPE_CHECKING:
     from moescope.analysis.specialisation import npmi, npmi_from_counts, npmi_from_documents
     from moescope.analysis.spreading import RayCluster, spread
     from moescope.analysis.summary import Finding, findings
+    from moescope.analysis.tcess_scores import tcess, tcess_from_documents, token_scores
     from moescope.analysis.token_classes import CLASSES, npmi_classes
     from moescope.analysis.token_ids import npmi_tokens
     from moescope.analysis.transitions import transition_counts
+    from moescope.analysis.vocabulary import vocabulary_from_counts, vocabulary_specialisation
     from moescope.analysis.whatif import experts_for, what_if
 
 _HOME = {
@@ -115,6 +117,11 @@ _HOME = {
     "load_from_counts": "loads",
     "npmi": "specialisation",
     "CLASSES": "token_classes",
+    "tcess": "tcess_scores",
+    "tcess_from_documents": "tcess_scores",
+    "token_scores": "tcess_scores",
+    "vocabulary_from_counts": "vocabulary",
+    "vocabulary_specialisation": "vocabulary",
     "cognitive_experts": "markers",
     "npmi_markers": "markers",
     "npmi_classes": "token_classes",
@@ -211,11 +218,16 @@ __all__ = [
     "super_experts",
     "super_experts_from_maxima",
     "table",
+    "tcess",
+    "tcess_from_documents",
     "token_counts",
     "token_map",
+    "token_scores",
     "token_totals",
     "top_tokens",
     "transition_counts",
+    "vocabulary_from_counts",
+    "vocabulary_specialisation",
     "weight_outliers",
     "weight_similarity",
     "what_if",

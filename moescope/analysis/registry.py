@@ -29,8 +29,10 @@ from moescope.analysis.router_columns import LOGIT_SIMILARITY_QUESTION
 from moescope.analysis.series import FLUCTUATION_QUESTION
 from moescope.analysis.similarities import GATE_SIMILARITY_QUESTION, WEIGHT_SIMILARITY_QUESTION
 from moescope.analysis.specialisation import NPMI_QUESTION
+from moescope.analysis.tcess_scores import TCESS_QUESTION
 from moescope.analysis.token_classes import CLASSES_QUESTION
 from moescope.analysis.token_ids import TOKENS_QUESTION
+from moescope.analysis.vocabulary import VOCABULARY_QUESTION
 from moescope.analysis.whatif import WHAT_IF_QUESTION
 
 ANALYSES: dict[str, Analysis] = {
@@ -42,6 +44,8 @@ ANALYSES: dict[str, Analysis] = {
         TOKENS_QUESTION,
         MARKERS_QUESTION,
         DOMAINS_QUESTION,
+        VOCABULARY_QUESTION,
+        TCESS_QUESTION,
         RISK_QUESTION,
         RISK_BETWEEN_QUESTION,
         SUPER_EXPERTS_QUESTION,

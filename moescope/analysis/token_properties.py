@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, eye_array
 
 from moescope.analysis.counts import Labelling, Phase, labelling, row_groups, shard_table
 from moescope.analysis.pairs import PairCounts, PairSum
@@ -27,8 +27,8 @@ class Signatures(Protocol):
     """Which properties each row of a shard has. A plain object: another process can be handed it."""
 
     @property
-    def member(self) -> Bool[np.ndarray, "signature property"]:
-        """[signature, property] bool: which properties a signature stands for; signature 0 has none."""
+    def member(self) -> Any:
+        """[signature, property] bool, dense or sparse: which properties a signature has; signature 0 has none."""
         ...
 
     def of_rows(self, shard: Any) -> Int[np.ndarray, " row"]:
@@ -68,6 +68,28 @@ class SignaturesOfIds:
 
 
 @dataclass(frozen=True)
+class EachId:
+    """Each of many token ids as a property of its own.
+
+    Attributes:
+        ids: ascending.
+    """
+
+    ids: Int[np.ndarray, " property"]
+
+    @property
+    def member(self) -> Any:
+        """Signature i + 1 is the i-th id."""
+        return eye_array(self.ids.size + 1, self.ids.size, k=-1, format="csr")
+
+    def of_rows(self, shard: Any) -> Int[np.ndarray, " row"]:
+        """The signature of each row."""
+        token = shard.tokens(["token_id"])["token_id"].to_numpy().astype(np.int64)
+        at = np.minimum(np.searchsorted(self.ids, token), self.ids.size - 1)
+        return np.where(self.ids[at] == token, at + 1, 0)
+
+
+@dataclass(frozen=True)
 class PropertyCounts:
     """Counts by document of some documents of a store.
 
@@ -93,6 +115,7 @@ def property_counts(
     signatures: Signatures,
     where: dict[str, str | Sequence[str]] | None = None,
     phase: Phase | None = None,
+    ranks: int | None = None,
 ) -> PropertyCounts:
     """Counts them, shard by shard; memory is that of the sparse table.
 
@@ -102,17 +125,19 @@ def property_counts(
         signatures: which rows have which properties.
         where: label -> value(s), documents to keep.
         phase: only tokens of this phase.
+        ranks: count the first so many ranks alone; None for all.
     """
     documents = labelling(store, None, where, phase)
-    n, kinds = documents.documents.size, signatures.member.shape[0]
+    member = csr_array(signatures.member, dtype=np.float64)
+    n, kinds = documents.documents.size, member.indptr.size - 1
     index = documents.spread(np.arange(n))
     sums = [PairSum(n * kinds, site.n_experts, False) for site in sites]
     size = np.zeros(n * kinds, dtype=np.int64)
-    for names, rows, tables in over_shards(store, _scan, tuple(sites), signatures, index, phase):
+    for names, rows, tables in over_shards(store, _scan, tuple(sites), signatures, kinds, index, phase, ranks):
         size[names] += rows
         for total, count in zip(sums, tables, strict=True):
             total.add(names, count, None)
-    held = csr_array(size.reshape(n, kinds).astype(np.float64)) @ csr_array(signatures.member.astype(np.float64))
+    held = csr_array(size.reshape(n, kinds).astype(np.float64)) @ member
     joint, selections = [], []
     for total in sums:
         pairs = total.counts()
@@ -120,20 +145,26 @@ def property_counts(
         everything = np.zeros((n, pairs.n_experts))
         np.add.at(everything, (document, pairs.expert), pairs.count)
         selections.append(everything)
-        joint.append(_of_properties(pairs, document, kind, signatures.member))
+        joint.append(_of_properties(pairs, document, kind, member))
     return PropertyCounts(documents, documents.tokens, csr_array(held), joint, selections)
 
 
 def _scan(
-    shard: Any, sites: Sequence[Any], signatures: Signatures, index: np.ndarray, phase: Phase | None
+    shard: Any,
+    sites: Sequence[Any],
+    signatures: Signatures,
+    kinds: int,
+    index: np.ndarray,
+    phase: Phase | None,
+    ranks: int | None,
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """(group names, rows of each, per layer counts [group, expert]) of one shard."""
     group = groups_of_rows(shard, index, phase)
-    group = np.where(group < 0, -1, group * signatures.member.shape[0] + signatures.of_rows(shard))
+    group = np.where(group < 0, -1, group * kinds + signatures.of_rows(shard))
     names, place, rows = np.unique(group, return_inverse=True, return_counts=True)
     if names.size and names[0] < 0:
         names, place, rows = names[1:], place - 1, rows[1:]
-    return names, rows, [shard_table(shard, site, names.size, place)[0] for site in sites]
+    return names, rows, [shard_table(shard, site, names.size, place, ranks=ranks)[0] for site in sites]
 
 
 def groups_of_rows(
@@ -145,18 +176,14 @@ def groups_of_rows(
     return np.where(inside, index[np.clip(document, 0, max(index.size - 1, 0))], -1)
 
 
-def _of_properties(pairs: PairCounts, document: np.ndarray, kind: np.ndarray, member: np.ndarray) -> PairCounts:
-    """Sums over the signatures that have each property."""
-    n_properties, experts = member.shape[1], pairs.n_experts
-    cells, counts = [], []
-    for kind_number in range(1, member.shape[0]) if not member[0].any() else range(member.shape[0]):
-        rows = np.flatnonzero(kind == kind_number)
-        for place in np.flatnonzero(member[kind_number]):
-            cells.append((document[rows] * n_properties + place) * experts + pairs.expert[rows])
-            counts.append(pairs.count[rows])
-    if not cells:
-        empty = np.empty(0, dtype=np.int64)
-        return PairCounts(empty, empty.astype(np.int32), empty, None, experts)
-    cell, where = np.unique(np.concatenate(cells), return_inverse=True)
-    count = np.bincount(where, weights=np.concatenate(counts)).astype(np.int64)
+def _of_properties(pairs: PairCounts, document: np.ndarray, kind: np.ndarray, member: csr_array) -> PairCounts:
+    """Sums over signatures: each pair is counted once for each property of its signature."""
+    n_properties, experts = (member.T @ np.ones(member.indptr.size - 1)).size, pairs.n_experts
+    each = np.diff(member.indptr)[kind]
+    pair = np.repeat(np.arange(kind.size), each)
+    within = np.arange(pair.size) - np.repeat(np.cumsum(each) - each, each)
+    place = member.indices[member.indptr[kind[pair]] + within].astype(np.int64)
+    cell = (document[pair] * n_properties + place) * experts + pairs.expert[pair]
+    cell, where = np.unique(cell, return_inverse=True)
+    count = np.bincount(where, weights=pairs.count[pair], minlength=cell.size).astype(np.int64)
     return PairCounts(cell // experts, (cell % experts).astype(np.int32), count, None, experts)

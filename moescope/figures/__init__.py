@@ -47,12 +47,16 @@ if TYPE_CHECKING:
         weight_similarity,
     )
     from moescope.figures.specialisation import npmi, npmi_classes, npmi_markers, npmi_tokens
+    from moescope.figures.tcess_scores import tcess
     from moescope.figures.theme import dark, template
     from moescope.figures.traces import trace_experts, trace_layers, trace_paths, trace_positions
+    from moescope.figures.vocabulary import vocabulary_specialisation
     from moescope.figures.whatif import what_if
 
 _HOME = {
     "weight_outliers": "column_outliers",
+    "tcess": "tcess_scores",
+    "vocabulary_specialisation": "vocabulary",
     "fluctuation": "series",
     "compare": "comparing",
     "bits": "bit_budget",
@@ -133,12 +137,14 @@ __all__ = [
     "risk_difference_between",
     "super_expert_effects",
     "super_experts",
+    "tcess",
     "template",
     "token_map",
     "trace_experts",
     "trace_layers",
     "trace_paths",
     "trace_positions",
+    "vocabulary_specialisation",
     "weight_outliers",
     "weight_similarity",
     "what_if",

@@ -18,6 +18,7 @@ SMALL = {
     "npmi_classes": {"classes": ["one digit=w. "]},
     "npmi_markers": {"markers": ["w3 "]},
     "npmi_tokens": {"least": 1},
+    "vocabulary_specialisation": {"least": 1},
     "placement": {"devices": 2, "uneven": True},  # a layer of 3 experts divides over no devices
 }
 """What an analysis needs of a small store that its defaults do not give."""
@@ -30,7 +31,7 @@ def given(entry, folder):
         return [{n: Weights(rng.normal(size=(n, 9)), experts(rng, n)) for n in (7, 6)}]
     if entry.tier in ("logits", "experts", "activations"):
         truth = function_stores.random_truth(np.random.default_rng(0), 9, (4, 3), k=2, longest=90)
-        return [function_stores.write(folder / "s", truth)]
+        return [function_stores.write(folder / "s", truth, labels=list("ababababa") if entry.name == "tcess" else None)]
     longest = 400 if entry.name == "token_map" else 30
     made = random_truth(np.random.default_rng(0), 9, [4, 3], [2, 1], longest=longest)
     domain = ["abc"[d % (3 if entry.name == "expert_map" else 2)] for d in range(9)]
@@ -75,6 +76,7 @@ def test_parameters_are_those_of_the_function(entry, tmp_path):
     }
     rows = {"affinity": 4 * 3, "coactivation": 4 * 3 + 3 * 2, "paths": 4 * 3, "token_map": 20} | pairs
     # For each layer and window, layer, policy and cache size, or policy and size (2 and 3: k is 2 of 4).
+    rows |= {"vocabulary_specialisation": 2 * 20}
     rows |= {"consistency": 2 * 4, "caches": 2 * 6 * 2, "offload": 4 * 2}
     # Layers, times thresholds or checkpoints; three methods and three controls.
     rows |= {"what_if": 2 * 6, "compare": 2, "fluctuation": 2 * 2, "placement": 6}

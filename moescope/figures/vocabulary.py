@@ -1,0 +1,136 @@
+"""Vocabulary specialisation: the spread of shares in each layer against chance, and the tokens settled most."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from moescope.figures.axes import align_titles, layer_axis, layer_names
+from moescope.figures.theme import BLUE, GREY, ORANGE, plain, row_height, template
+
+READ = (
+    "Left: the share of a token's occurrences that its favourite expert takes, for all tokens of a layer: the box "
+    "holds the middle half of them, the orange dot is their mean, the grey bar what chance gives on average. By label: "
+    "a line of means each, dotted what chance gives. Right: the tokens furthest above what chance reaches once in a "
+    "hundred (grey bar), with their favourite expert."
+)
+"""How to read the figure."""
+LINES = ("#3f84c9", "#dd7a2c", "#2a9d78", "#b65a92", "#c9a227", "#8b919a", "#5a6acf", "#9a6a3a")
+
+
+def vocabulary_specialisation(result: xr.Dataset, strongest: int = 20) -> go.Figure:
+    """Draws the result of `analysis.vocabulary_specialisation`; by label, one line of means for each value.
+
+    How to read it: see `READ`.
+
+    Args:
+        result: from `analysis.vocabulary_specialisation` or its form on counts.
+        strongest: how many tokens to name.
+    """
+    by_label = "label" in result.dims
+    tokens = int(result["tokens"].max())
+    layers = layer_names(result)
+    height = int(max(row_height(len(layers)) * len(layers) * 1.2, 19 * strongest) + 130)
+    figure = make_subplots(
+        cols=2,
+        column_widths=[0.55, 0.45],
+        horizontal_spacing=0.25 if by_label else 0.17,
+        subplot_titles=[
+            "<b>Share of the favourite expert</b><br><span style='font-size:11px'>"
+            f"{tokens:,} tokens of at least {result.attrs['least']} occurrences</span>",
+            "<b>Settled most, beyond chance</b><br><span style='font-size:11px'>layer, token, favourite expert</span>",
+        ],
+    )
+    for trace in _lines(result, layers) if by_label else _boxes(result, layers):
+        figure.add_trace(trace, row=1, col=1)
+    for trace in _tokens(result, layers, strongest):
+        figure.add_trace(trace, row=1, col=2)
+    figure.update_yaxes(layer_axis(result), row=1, col=1)
+    figure.update_xaxes(range=[0, 1.02], tickformat=".0%", title_text="share of occurrences")
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticklabelstandoff=4, row=1, col=2)
+    figure.update_layout(
+        template=template("light"),
+        height=height,
+        margin={"t": 70, "b": 90},
+        barmode="overlay",
+        legend={"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
+    )
+    align_titles(figure, 2)
+    return figure
+
+
+def _boxes(result: xr.Dataset, layers: list[str]) -> list[Any]:
+    share = result["share"].values
+    boxes: list[Any] = [
+        go.Box(
+            x=row[~np.isnan(row)], y=[name] * int((~np.isnan(row)).sum()), orientation="h", boxpoints=False,
+            line={"color": BLUE, "width": 1.5}, fillcolor="rgba(63,132,201,0.18)", width=0.5, showlegend=False,
+            hoverinfo="skip",
+        )
+        for name, row in zip(layers, share, strict=True)
+    ]  # fmt: skip
+    chance = go.Bar(
+        y=layers, x=result["null_mean_share"].values, orientation="h", width=0.7, name="mean by chance",
+        marker={"color": GREY, "opacity": 0.28}, hovertemplate="layer %{y}: chance gives %{x:.1%}<extra></extra>",
+    )  # fmt: skip
+    mean = go.Scatter(
+        y=layers, x=result["mean_share"].values, mode="markers", name="mean over tokens",
+        marker={"color": ORANGE, "size": 9}, customdata=np.stack([result["specialised"], result["tokens"]], axis=-1),
+        hovertemplate=(
+            "layer %{y}: mean %{x:.1%}<br>%{customdata[0]:,.0f} of %{customdata[1]:,.0f} tokens beyond chance "
+            "(q ≤ 0.05)<extra></extra>"
+        ),
+    )  # fmt: skip
+    return [chance, *boxes, mean]
+
+
+def _lines(result: xr.Dataset, layers: list[str]) -> list[Any]:
+    lines: list[Any] = []
+    for place, name in enumerate(result["label"].values):
+        part = result.isel(label=place)
+        style = {"color": LINES[place % len(LINES)], "width": 2}
+        text = plain(name)
+        lines.append(
+            go.Scatter(
+                y=layers, x=part["mean_share"].values, mode="lines+markers", name=text, line=style, meta=text,
+                legendgroup=text, hovertemplate="%{meta}, layer %{y}: %{x:.1%}<extra></extra>",
+            )
+        )  # fmt: skip
+        lines.append(
+            go.Scatter(
+                y=layers, x=part["null_mean_share"].values, mode="lines", line=style | {"dash": "dot", "width": 1},
+                meta=text, legendgroup=text, showlegend=False, name=text,
+                hovertemplate="%{meta}, layer %{y}: chance gives %{x:.1%}<extra></extra>",
+            )
+        )  # fmt: skip
+    return lines
+
+
+def _tokens(result: xr.Dataset, layers: list[str], strongest: int) -> list[Any]:
+    share, chance = result["share"].values, result["null_p99"].values
+    beyond = np.where(np.isnan(share), -np.inf, share - chance).ravel()
+    best = np.argsort(-beyond, kind="stable")[:strongest]
+    at = np.unravel_index(best[np.isfinite(beyond[best])], share.shape)
+    labels = result["label"].values if "label" in result.dims else None
+    names = []
+    for place, (row, token) in enumerate(zip(at[0], at[1], strict=True)):
+        shown = plain(str(result["token"].values[token])).replace("&quot;", '"').replace("&#x27;", "'")
+        of = f" · {plain(labels[at[2][place]])}" if labels is not None else ""
+        names.append(
+            f"L{layers[row].removeprefix('L')}  <b>{shown}</b>{of}  E{result['favourite'].values[at][place]:.0f}"
+        )
+    counted = result["count"].values[at]
+    return [
+        go.Bar(
+            y=names, x=chance[at], orientation="h", width=0.6, marker={"color": GREY, "opacity": 0.28},
+            showlegend=False, hovertemplate="chance reaches %{x:.1%} once in a hundred<extra></extra>",
+        ),
+        go.Scatter(
+            y=names, x=share[at], mode="markers", marker={"color": ORANGE, "size": 8}, showlegend=False,
+            customdata=counted, hovertemplate="%{x:.1%} of %{customdata:,.0f} occurrences<extra></extra>",
+        ),
+    ]  # fmt: skip
