@@ -180,6 +180,8 @@ def apply(
             screen.say(str(change))
         leaving = sum(len(getattr(edit, "gone", ())) for edit in edits.edits)
         more = f", and {leaving} merged experts would leave" if leaving else ""
+        if any(edit.kind == "route" for edit in edits.edits):
+            more += ", and the configuration's number of experts for each token"
         screen.say(f"{len(changes)} tensor parts would change{more}; nothing was written")
         return
     assert out is not None
@@ -189,17 +191,29 @@ def apply(
             texts = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise MoescopeError(f"Cannot read {prompts}: {getattr(error, 'strerror', None) or error}.") from error
+    if approximate and not verify:
+        raise MoescopeError("--approximate needs the comparison that says how near it comes; leave out --no-verify.")
     done = write(edits, source, out, approximate=approximate, verify=verify, prompts=texts)
     if json:
         proof = None if done.proof is None else vars(done.proof)
         screen.print_json({"path": str(done.path), "changes": [_plain(c) for c in done.changes],
-                           "pruned": done.pruned, "proof": proof})  # fmt: skip
+                           "pruned": done.pruned, "settings": done.settings, "exact": done.exact,
+                           "proof": proof})  # fmt: skip
         return
-    if done.pruned:
+    if done.settings:
+        said = ", ".join(f"{name} = {value}" for name, value in done.settings.items())
+        screen.say(f"{done.path} is written: its configuration says {said}")
+    elif done.pruned:
         gone = len(next(iter(done.pruned.values())))
         screen.say(f"{done.path} is written: every MoE layer has {gone} experts fewer than in {source}")
     else:
         screen.say(f"{done.path} is written: {len(done.changes)} tensor parts differ from {source}")
+    if not done.exact and done.proof is not None:
+        inexact = [change for change in done.changes if not change.exact]
+        screen.say(
+            f"approximate: {len(inexact)} of {len(done.changes)} tensor parts do not hold their edit exactly; "
+            f"next-token distributions differ by {done.proof.divergence:.3g} nats from the live edit"
+        )
     if done.proof is not None:
         screen.say(
             f"live and written differ by at most {done.proof.largest:.2g} in a logit over {done.proof.tokens} tokens "

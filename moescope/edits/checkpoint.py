@@ -1,8 +1,9 @@
 """Write a recipe into a copy of a checkpoint, shard by shard, without loading the model; then prove that both agree.
 
 Exact are: the routing weight scaled, or an expert zeroed (its last matrix and bias are multiplied; unless a norm
-follows it), a logit scaled (the router's row) and a mask through the family's own selection bias. Anything else is
-refused with the reason; `approximate` lets a mask drop the expert's output where there is no such bias.
+follows it), a logit scaled (the router's row), a mask through the family's own selection bias, tensors replaced or
+merged, and fewer experts for each token in all layers. Anything else is refused with the reason, unless `approximate`
+allows what comes near it; the proof then says how near.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from moescope.edits.edit import Merge, Replace, Scale
-from moescope.edits.files import INDEX, Stored, copy_checkpoint, fill, is_float, multiply, tensors_of
+from moescope.edits.files import INDEX, Stored, copy_checkpoint, fill, is_float, multiply, numbers, tensors_of
+from moescope.edits.narrowing import HINT, narrowed, write_top_k
 from moescope.edits.pruning import pruned_experts, require_prunable, write_pruned
 from moescope.edits.recipe import Recipe
 from moescope.errors import MoescopeError, RefusedError
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
     from moescope.hooks.sites import Site
 
 LAST = ("down_proj", "down_proj_bias", "w2", "fc2", "wo", "output_linear")
+SCORES = 1.0
+"""How far a selection bias must stand above the others to decide: scores are shares or sigmoids, between 0 and 1. Not
+farther, because families that choose groups of experts add scores up."""
 STAGE = ".merged"
 SELECTION_BIASES = ("e_score_correction_bias", "expert_bias")
 
@@ -69,6 +76,7 @@ class Written:
         path: its folder.
         changes: what differs from the source; empty where experts were pruned, which changes names and shapes.
         pruned: experts that went, by site key.
+        settings: what the configuration now says, by name.
         proof: live against written on real prompts; None where it was not asked for.
     """
 
@@ -76,6 +84,12 @@ class Written:
     changes: list[Change]
     proof: Proof | None
     pruned: dict[str, list[int]] = field(default_factory=dict)
+    settings: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the checkpoint holds all edits exactly."""
+        return all(change.exact for change in self.changes)
 
 
 def plan(recipe: Recipe, source: str | Path, *, approximate: bool = False) -> list[Change]:
@@ -97,10 +111,13 @@ def plan(recipe: Recipe, source: str | Path, *, approximate: bool = False) -> li
     hf, sites = _skeleton(folder)
     known = tensors_of(folder)
     recipe.require_consistent()
-    if any(isinstance(edit, Merge) for edit in recipe.edits):
+    given = recipe.edits
+    if any(isinstance(edit, Merge) for edit in given):
         recipe = _worked_out(recipe, sites, folder)
     elif pruned_experts(recipe, sites):
         raise MoescopeError("Pruning changes the names and shapes of tensors; see `moescope.edits.pruned_experts`.")
+    if narrowed(recipe, sites) is not None:
+        return []  # a number in the configuration, no tensor
     changes: list[Change] = []
     for edit in recipe.edits:
         site = _site(sites, edit)
@@ -108,16 +125,15 @@ def plan(recipe: Recipe, source: str | Path, *, approximate: bool = False) -> li
             raise RefusedError(
                 f"Layer {edit.layer}: a checkpoint has no rows, positions or phases to restrict an edit to."
             )
-        if edit.kind == "route":
-            raise RefusedError(
-                f"Layer {edit.layer}: routing by rank or share is no property of a checkpoint's tensors."
-            )
         _require_experts(site, edit)
         if isinstance(edit, Replace):
-            changes += _replaced(hf, known, recipe, edit, approximate)
+            # Means that were worked out here are rounded to what the checkpoint can store, as scaled numbers are.
+            own = edit not in given
+            found = _replaced(hf, known, recipe, edit, approximate or own)
+            changes += [replace(change, exact=True) for change in found] if own else found
             continue
         for expert in edit.expert:
-            changes += _changes(hf, site, known, edit, expert, approximate)
+            changes += _changes(hf, site, known, folder, edit, expert, approximate)
     return changes
 
 
@@ -137,7 +153,8 @@ def write(
         source: folder of the checkpoint, in the hub's layout or transformers' own; sharded or not.
         out: folder of the new one; must not exist.
         approximate: allow what a checkpoint cannot hold exactly; the proof then says by how much it differs.
-        verify: load both, one after the other, and compare the written model with the live edit.
+        verify: load both, one after the other, and compare the written model with the live edit; always done for fewer
+            experts for each token, where nothing else tells that a family's weights are the recipe's.
         prompts: texts to compare on; a few plain ones by default.
 
     Raises:
@@ -153,6 +170,7 @@ def write(
     gone = pruned_experts(recipe, sites)
     if gone:
         require_prunable(hf.config, sites, gone)
+    wanted = narrowed(recipe, sites)
     merges = any(isinstance(edit, Merge) for edit in recipe.edits)
     changes = [] if gone and not merges else plan(recipe, folder, approximate=approximate)
     touched = {change.tensor.file for change in changes}
@@ -170,20 +188,21 @@ def write(
             copy_checkpoint(folder, partial, every, skip=True)
             write_pruned(hf, sites, gone, edited if changes else folder, partial)
             shutil.rmtree(partial / STAGE, ignore_errors=True)
-        recipe.save(partial / "recipe.yaml", tensors=False)
-        _add_to_card(partial, recipe, changes)
+        settings = {} if wanted is None else {write_top_k(hf.config, sites, partial, wanted): wanted}
         proof = None
-        if verify:
+        if verify or settings:
             from moescope.edits.proof import compare
 
             proof = compare(recipe, folder, partial, prompts)
-            proof.require(exact=all(change.exact for change in changes))
+            proof.require(exact=all(change.exact for change in changes), hint=HINT if settings else "")
+        recipe.save(partial / "recipe.yaml", tensors=False)
+        _add_to_card(partial, recipe, Written(target, changes, proof, gone, settings))
         partial.rename(target)
     except OSError as error:
         raise MoescopeError(f"Cannot write {target}: {error.strerror or error}; nothing is left there.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Written(target, changes, proof, gone)
+    return Written(target, changes, proof, gone, settings)
 
 
 def _worked_out(recipe: Recipe, sites: list[Site], folder: Path) -> Recipe:
@@ -233,7 +252,7 @@ def _require_experts(site: Site, edit: Any) -> None:
 
 
 def _changes(
-    hf: nn.Module, site: Site, known: dict[str, Stored], edit: Any, expert: int, approximate: bool
+    hf: nn.Module, site: Site, known: dict[str, Stored], folder: Path, edit: Any, expert: int, approximate: bool
 ) -> list[Change]:
     if expert >= site.n_experts - site.zero_experts and edit.kind in ("zero", "scale"):
         raise RefusedError(f"Layer {edit.layer}, expert {expert} computes nothing; there is no tensor of it to change.")
@@ -244,19 +263,42 @@ def _changes(
     bias = _selection_bias(hf, site)
     if edit.kind == "mask" and bias is not None:
         return _entries(hf, known, bias, expert, site.n_experts, value=float("-inf"))
-    if edit.kind == "mask" and approximate:
-        changes = _last_matrix(hf, site, known, expert, 0.0)
-        return [Change(c.tensor, c.entry, c.factor, c.value, exact=False) for c in changes]
+    near = _near(hf, site, known, folder, edit, expert, bias) if approximate else None
+    if near is not None:
+        return [replace(change, exact=False) for change in near]
+    score = "a checkpoint's bias changes the selection but not the score that becomes the weight"
     why = {
         "mask": "this family has no selection bias to mask it with; prune it from every layer alike, or zero it",
-        "promote": "a checkpoint's bias changes the selection but not the score that becomes the weight",
-        "demote": "a checkpoint's bias changes the selection but not the score that becomes the weight",
+        "promote": score if bias is not None else "this family has no selection bias",
+        "demote": score if bias is not None else "this family has no selection bias",
         "scale": f"scaling at the stage {getattr(edit, 'stage', '')!r} depends on the other scores of each token",
     }
-    hint = "" if approximate or edit.kind != "mask" else " (--approximate zeroes it)"
+    hint = {
+        "mask": " (--approximate zeroes it)",
+        "scale": " (--approximate scales its weight)",
+        "promote": " (--approximate sets that bias)" * (bias is not None),
+        "demote": "",
+    }
     raise RefusedError(
-        f"Layer {edit.layer}, expert {expert}: a checkpoint cannot hold {edit.kind}: {why[edit.kind]}{hint}."
+        f"Layer {edit.layer}, expert {expert}: a checkpoint cannot hold {edit.kind}: {why[edit.kind]}"
+        f"{'' if approximate else hint[edit.kind]}."
     )
+
+
+def _near(
+    hf: nn.Module, site: Site, known: dict[str, Stored], folder: Path, edit: Any, expert: int, bias: str | None
+) -> list[Change] | None:
+    """What comes nearest to an edit that a checkpoint cannot hold; None where nothing does."""
+    if edit.kind == "mask":
+        return _last_matrix(hf, site, known, expert, 0.0)
+    if edit.kind == "scale":
+        return _last_matrix(hf, site, known, expert, edit.factor)
+    if bias is None or edit.kind != "promote":
+        return None  # a demoted expert keeps its own bias, so that no bias says how often it is still selected
+    (change,) = _entries(hf, known, bias, expert, site.n_experts, value=0.0)
+    others = numbers(folder / change.tensor.file, change.tensor)
+    others = others[np.isfinite(others)]
+    return [replace(change, value=float(others.max() + SCORES))]
 
 
 def _replaced(
@@ -388,15 +430,26 @@ def _apply(folder: Path, change: Change) -> None:
         fill(file, stored, entry, change.value)
 
 
-def _add_to_card(folder: Path, recipe: Recipe, changes: list[Change]) -> None:
-    """Say in the model card what was done."""
+def _add_to_card(folder: Path, recipe: Recipe, done: Written) -> None:
+    """Say in the model card what was done, and how near it comes."""
     card = folder / "README.md"
     before = card.read_text(encoding="utf-8") if card.is_file() else ""
     lines = "\n".join(
         f"- layer {e.layer}: {e.kind} {', '.join(map(str, getattr(e, 'expert', ())))}" for e in recipe.edits
     )
-    what = f"{len(changes)} tensor parts differ" if changes else "Names and shapes of the experts' tensors differ"
-    text = f"\n\n## Edited with MoEscope\n\n{lines}\n\n{what}; `recipe.yaml` says how.\n"
+    what = (
+        f"{len(done.changes)} tensor parts differ"
+        if done.changes
+        else "Names and shapes of the experts' tensors differ"
+    )
+    if done.pruned and done.changes:
+        what += ", and names and shapes of the experts' tensors"
+    if done.settings:
+        what = "The configuration says " + ", ".join(f"{name} = {value}" for name, value in done.settings.items())
+    near = "" if done.exact else "\n\nThis is an approximation of these edits"
+    if near and done.proof is not None:
+        near += f": next-token distributions differ by {done.proof.divergence:.2g} nats from the live edits"
+    text = f"\n\n## Edited with MoEscope\n\n{lines}\n\n{what}; `recipe.yaml` says how.{near + '.' if near else ''}\n"
     card.write_text(before + text, encoding="utf-8")
 
 

@@ -123,6 +123,20 @@ def fill(file: Path, stored: Stored, index: int, value: float) -> None:
     _write(file, start, _narrowed(np.array([value]), stored.dtype))
 
 
+def numbers(file: Path, stored: Stored) -> np.ndarray:
+    """A tensor's numbers, flat, in double precision.
+
+    Raises:
+        RefusedError: the tensor is quantised.
+    """
+    if not is_float(stored):
+        raise RefusedError(f"{stored.name} is stored as {stored.dtype}; its numbers are not read here.")
+    dtype = DTYPES[stored.dtype]
+    with file.open("rb") as handle:
+        values = np.fromfile(handle, dtype, (stored.end - stored.start) // dtype.itemsize, offset=stored.start)
+    return _widened(values, stored.dtype)
+
+
 def _widened(values: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "BF16":
         return (values.astype(np.uint32) << 16).view(np.float32).astype(np.float64)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from moescope.edits.files import tensors_of
 from moescope.edits.recipe import Recipe
 from moescope.errors import RefusedError
 from moescope.hooks import Model, load
@@ -19,6 +19,7 @@ PROMPTS = (
     "12 + 30 = 42, so 42 - 12 =",
 )
 TOLERANCE = 1e-4  # of the logits' spread: what float32 leaves of a product taken at another place
+COARSEST = (("BF16", "bfloat16"), ("F16", "float16"), ("F32", "float32"))
 ROUNDED = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 3e-3}  # where the scaled weights were rounded to the dtype
 
 
@@ -32,7 +33,8 @@ class Proof:
         spread: standard deviation of the live logits, to hold it against.
         divergence: mean KL of next-token distributions, live to written, nats.
         changed: largest difference of a logit between the live edit and the unedited model.
-        dtype: the checkpoint's precision.
+        unedited: mean KL of next-token distributions, live to the unedited model, nats.
+        dtype: the coarsest precision that the checkpoint stores numbers in.
     """
 
     tokens: int
@@ -40,15 +42,22 @@ class Proof:
     spread: float
     divergence: float
     changed: float
+    unedited: float
     dtype: str
 
-    def require(self, *, exact: bool) -> None:
-        """Raises RefusedError where an edit that should be exact is not."""
+    def require(self, *, exact: bool, hint: str = "") -> None:
+        """Raises RefusedError where an edit that should be exact is not (`hint` says why that may be), or where an
+        approximation is no nearer to the live edit than the unedited model is."""
         allowed = ROUNDED.get(self.dtype, TOLERANCE) * self.spread
         if exact and not self.largest <= allowed:
             raise RefusedError(
                 f"The written checkpoint differs from the live edit by up to {self.largest:.3g} in a logit (allowed "
-                f"{allowed:.3g}); it was not kept."
+                f"{allowed:.3g}); it was not kept.{f' {hint}.' if hint else ''}"
+            )
+        if not exact and not self.divergence < self.unedited:
+            raise RefusedError(
+                f"The approximation is no nearer to the live edit than the unedited model: {self.divergence:.3g} nats "
+                f"against {self.unedited:.3g}; it was not kept."
             )
 
 
@@ -68,21 +77,25 @@ def compare(recipe: Recipe, source: Path, written: Path, prompts: Sequence[str] 
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise RefusedError("The edited model gives logits that are not finite; it was not kept.")
     p = a.log_softmax(-1)
+
+    def divergence(other: torch.Tensor) -> float:
+        return float((p.exp() * (p - other.log_softmax(-1))).sum(-1).mean())
+
     return Proof(
         tokens=len(a),
         largest=float((a - b).abs().max()),
         spread=float(a.std()),
-        divergence=float((p.exp() * (p - b.log_softmax(-1))).sum(-1).mean()),
+        divergence=divergence(b),
         changed=float((a - before).abs().max()),
-        dtype=_checkpoint_dtype(written, dtype),
+        unedited=divergence(before),
+        dtype=_stored_dtype(written, dtype),
     )
 
 
-def _checkpoint_dtype(folder: Path, fallback: str) -> str:
-    import json
-
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return str(config.get("dtype") or config.get("torch_dtype") or fallback)
+def _stored_dtype(folder: Path, fallback: str) -> str:
+    """The coarsest precision that a checkpoint stores numbers in; its configuration may say another."""
+    stored = {tensor.dtype for tensor in tensors_of(folder).values()}
+    return next((name for code, name in COARSEST if code in stored), fallback)
 
 
 def _ids(model: Model, text: str) -> torch.Tensor:

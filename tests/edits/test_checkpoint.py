@@ -14,10 +14,11 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 import moescope as ms
-from moescope.edits import Mask, Promote, Recipe, Route, Rows, Scale, Zero, plan, write
+from moescope.edits import Demote, Mask, Promote, Recipe, Route, Rows, Scale, Zero, plan, write
 from moescope.edits import checkpoint as checkpoint_module
 from moescope.hooks import load
 from moescope.hooks.loading import model_class
+from moescope.hooks.taps import Tap, Want
 from tests.capturing.texts import tokenizer
 from tests.zoo import build
 
@@ -139,7 +140,7 @@ def test_half_precision_is_rounded_to_the_nearest(dtype: str, tmp_path: Path) ->
         (Promote(layer=2, expert=1), "cannot hold promote"),
         (Scale(layer=2, expert=1, factor=2, stage="weight_renormalised"), "depends on the other scores"),
         (Zero(layer=2, expert=1, rows=Rows(phase="decode")), "no rows, positions or phases"),
-        (Route(layer=2, top_k=1), "no property of a checkpoint"),
+        (Route(layer=2, top_p=0.5), "no property of a checkpoint"),
         (Zero(layer=2, expert=99), "no expert 99"),
         (Zero(layer=77, expert=1), "no single MoE layer 77"),
     ],
@@ -157,6 +158,56 @@ def test_approximate_zeroes_and_says_by_how_much(tmp_path: Path) -> None:
     assert not any(change.exact for change in done.changes)
     assert done.proof is not None
     assert done.proof.divergence > 0
+
+
+def test_approximate_promotion_sets_the_selection_bias(tmp_path: Path) -> None:
+    """The selection is nearly the live one; the score that becomes the weight is the expert's own."""
+    source = saved("glm4_moe", tmp_path / "source")
+    key = load(str(source)).sites[0].key
+    with pytest.raises(ms.RefusedError, match="cannot hold demote: a checkpoint's bias changes"):
+        write(Recipe([Demote(layer=key, expert=1)]), source, tmp_path / "out", approximate=True)
+    recipe = Recipe([Promote(layer=key, expert=1)])
+    with pytest.raises(ms.RefusedError, match="approximate sets that bias"):
+        write(recipe, source, tmp_path / "out")
+    done = write(recipe, source, tmp_path / "out", approximate=True)
+    assert not done.exact
+    assert done.proof is not None
+    assert "differ by" in (done.path / "README.md").read_text()
+    ids = torch.arange(3, 60).reshape(3, 19)
+
+    def selected(model: Any) -> torch.Tensor:
+        site = model.sites[0]
+        with torch.no_grad(), Tap(model.hf, [site], model.semantics, Want()) as tap:
+            tap.begin(ids.numel())
+            model.forward(ids)
+            return tap.take().sites[site.key].expert.sort(-1).values
+
+    plain = load(str(source))
+    with plain.edited(recipe):
+        live = selected(plain)
+    written = selected(load(str(done.path)))
+    assert bool((written == 1).any(-1).all())
+    assert bool((live == 1).any(-1).all())
+    assert float((written == live).all(-1).float().mean()) > 0.9
+    assert float((selected(plain) == live).all(-1).float().mean()) < 0.5
+
+
+def test_approximate_scaling_scales_the_weight_where_that_comes_nearer_than_nothing(tmp_path: Path) -> None:
+    source = saved("qwen2_moe", tmp_path / "source")  # weights are the scores themselves
+    key = load(str(source)).sites[0].key
+    recipe = Recipe([Scale(layer=key, expert=3, factor=1.5, stage="score")])
+    done = write(recipe, source, tmp_path / "out", approximate=True)
+    plain = write(Recipe([Scale(layer=key, expert=3, factor=1.5)]), source, tmp_path / "plain")
+    assert torch.equal(logits(done.path), logits(plain.path))
+    assert plain.exact
+    assert not done.exact
+    assert done.proof is not None
+    assert 0 < done.proof.divergence < done.proof.unedited
+    divided = saved("qwen3_moe", tmp_path / "divided")  # by their sum: the other expert's weight changes as much
+    kept = Recipe([Scale(layer=2, expert=3, factor=1.5, stage="weight_renormalised")])
+    with pytest.raises(ms.RefusedError, match="no nearer to the live edit"):
+        write(kept, divided, tmp_path / "other", approximate=True)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_norm_after_the_expert_is_refused(tmp_path: Path) -> None:
