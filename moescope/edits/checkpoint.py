@@ -132,7 +132,7 @@ def plan(recipe: Recipe, source: str | Path, *, approximate: bool = False) -> li
             found = _replaced(hf, known, recipe, edit, approximate or own)
             changes += [replace(change, exact=True) for change in found] if own else found
             continue
-        for expert in edit.expert:
+        for expert in getattr(edit, "expert", ()):
             changes += _changes(hf, site, known, folder, edit, expert, approximate)
     return changes
 
