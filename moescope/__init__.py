@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moescope import analysis, decoding, edits, effects, figures, report
+    from moescope import analysis, decoding, edits, effects, figures, report, unlearning
     from moescope.capturing import Activations, CachedRun, Corpus, capture, capture_cache
     from moescope.edits import Demote, Mask, Promote, Prune, Recipe, Replace, Route, Rows, Scale, Zero
     from moescope.errors import CorpusError, MoescopeError, RefusedError, StoreError
@@ -49,12 +49,13 @@ _HOMES = {
     "open": "moescope.store",
     "wrap": "moescope.hooks",
 }
-_MODULES = ("analysis", "decoding", "edits", "effects", "figures", "report")
+_MODULES = ("analysis", "decoding", "edits", "effects", "figures", "report", "unlearning")
 
 __all__ = [
     "Activations", "CachedRun", "Corpus", "CorpusError", "Demote", "Mask", "Model", "MoescopeError", "Promote",
     "Prune", "Recipe", "RefusedError", "Replace", "Route", "Rows", "Scale", "Store", "StoreError", "Zero", "analysis",
-    "capture", "capture_cache", "decoding", "edits", "effects", "figures", "load", "open", "report", "wrap",
+    "capture", "capture_cache", "decoding", "edits", "effects", "figures", "load", "open", "report",
+    "unlearning", "wrap",
 ]  # fmt: skip
 
 

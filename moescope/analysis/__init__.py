@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from moescope.analysis.bit_budget import bits, bits_from_importance
     from moescope.analysis.caching import Replayed, caches, replay_ids
     from moescope.analysis.cards import Card, card, cards_of_layer
+    from moescope.analysis.attributing import attribution, attribution_from_documents
     from moescope.analysis.coactive import coactivation, coactivation_from_counts
     from moescope.analysis.column_outliers import weight_outliers
     from moescope.analysis.comparing import compare, divergence, overlap_of
@@ -142,6 +143,8 @@ _HOME = {
     "coactivation": "coactive",
     "coactivation_from_counts": "coactive",
     "paths": "pathways",
+    "attribution": "attributing",
+    "attribution_from_documents": "attributing",
     "affinity": "affinities",
     "affinity_from_counts": "affinities",
     "transition_counts": "transitions",
@@ -161,6 +164,8 @@ __all__ = [
     "affinity",
     "affinity_from_counts",
     "atlas",
+    "attribution",
+    "attribution_from_documents",
     "balance",
     "bits",
     "bits_from_importance",

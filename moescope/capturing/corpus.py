@@ -139,6 +139,10 @@ class Corpus:
         if self.chat is not None and self._template is None:
             raise CorpusError(f"{self.name} holds conversations; write them out with corpus.templated(tokenizer).")
 
+    def rows(self) -> Iterator[tuple[Any, str]]:
+        """Every row as its source has it, with its place; what is in it is not looked at."""
+        yield from self._raw()
+
     def census(self) -> Census:
         """Read the whole corpus once: counts it, and finds what is wrong with it before anything else is begun.
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from moescope.figures.atlases import atlas
     from moescope.figures.bit_budget import bits
     from moescope.figures.caching import caches, offload
+    from moescope.figures.attributing import attribution
     from moescope.figures.coactive import coactivation
     from moescope.figures.column_outliers import weight_outliers
     from moescope.figures.comparing import compare
@@ -67,6 +68,7 @@ _HOME = {
     "offload": "caching",
     "expert_groups": "groups",
     "atlas": "atlases",
+    "attribution": "attributing",
     "affinity": "affinities",
     "coactivation": "coactive",
     "domain_specialisation": "domains",
@@ -106,6 +108,7 @@ __all__ = [
     "atlas",
     "bits",
     "caches",
+    "attribution",
     "coactivation",
     "compare",
     "consistency",

@@ -1,0 +1,95 @@
+"""Which (layer, expert) carries a set of texts: a map of attribution beside the same of the other texts."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from moescope.figures.axes import expert_axis, layer_axis, layer_names
+from moescope.figures.theme import GREY, ORANGE, colour_bar, plain, row_height, template
+
+READ = (
+    "Left: how much of the router's score each expert gets on the set's texts (mean over texts of the mean over "
+    "tokens). The ring is the largest, the target of single-expert unlearning; dots are experts that came first in "
+    "some resample of the texts, larger the oftener. Right: what the set gives an expert beyond the other texts; grey "
+    "means that both sets use it alike, so that changing it reaches both."
+)
+
+
+def attribution(result: xr.Dataset) -> go.Figure:
+    """Draws the attribution of a set to (layer, expert), and its contrast with the other texts.
+
+    How to read it: see `READ`.
+
+    Args:
+        result: from `analysis.attribution`.
+    """
+    both = bool(np.isfinite(result["contrast"].values).any())
+    titles = [plain(f"attribution of {result.attrs.get('label', 'the set')}"), "beyond the other texts"][: 1 + both]
+    figure = make_subplots(
+        rows=1, cols=1 + both, shared_yaxes=True, horizontal_spacing=0.16, subplot_titles=titles,
+    )  # fmt: skip
+    figure.add_trace(_map(result, "attribution", "coloraxis"), 1, 1)
+    for trace in _firsts(result):
+        figure.add_trace(trace, 1, 1)
+    if both:
+        figure.add_trace(_map(result, "contrast", "coloraxis2"), 1, 2)
+    height = row_height(result.sizes["layer"]) * result.sizes["layer"]
+    reach = float(np.nanmax(np.abs(result["contrast"].values))) if both else 1.0
+    bar = colour_bar(height)
+    sequential = template("light").layout.colorscale.sequential  # pyright: ignore[reportAttributeAccessIssue]
+    figure.update_xaxes(expert_axis(result))
+    figure.update_yaxes(layer_axis(result))
+    if both:
+        figure.update_yaxes(title_text="", row=1, col=2)
+    figure.update_layout(
+        template=template("light"),
+        height=height + 140,
+        showlegend=False,
+        coloraxis={"cmin": 0, "colorscale": sequential, "colorbar": bar | {"x": 0.425 if both else 1.02}},
+        coloraxis2={"cmin": -(reach or 1.0), "cmax": reach or 1.0, "colorbar": bar | {"x": 1.01}},
+    )
+    return figure
+
+
+def _map(result: xr.Dataset, name: str, axis: str) -> go.Heatmap:
+    shown = [result[column].values for column in ("low", "high", "rest", "rank", "first")]
+    return go.Heatmap(
+        z=result[name].values,
+        x=result["expert"].values,
+        y=layer_names(result),
+        coloraxis=axis,
+        customdata=np.stack(shown, axis=-1),
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
+        hovertemplate=(
+            "layer %{y}, expert %{x}<br><b>%{z:.4f}</b><br>95 %: %{customdata[0]:.4f} to %{customdata[1]:.4f}; other "
+            "texts %{customdata[2]:.4f}<br>rank %{customdata[3]}, first in %{customdata[4]:.0%} of resamples"
+            "<extra></extra>"
+        ),
+    )
+
+
+def _firsts(result: xr.Dataset) -> list[go.Scatter]:
+    names, first = layer_names(result), np.nan_to_num(result["first"].values)
+    rows, experts = np.nonzero(first > 0)
+    best = np.argwhere(result["rank"].values == 1)
+    return [
+        go.Scatter(
+            x=result["expert"].values[experts],
+            y=[names[row] for row in rows],
+            mode="markers",
+            marker={"size": 3 + 6 * first[rows, experts], "color": GREY},
+            hoverinfo="skip",
+        ),
+        go.Scatter(
+            x=[result["expert"].values[expert] for _, expert in best],
+            y=[names[row] for row, _ in best],
+            mode="markers",
+            marker={"size": 20, "symbol": "circle-open", "color": ORANGE, "line": {"width": 3}},
+            hoverinfo="skip",
+        ),
+    ]
