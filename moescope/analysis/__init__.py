@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from moescope.analysis.affinities import affinity, affinity_from_counts
     from moescope.analysis.alignment import linear_cka, output_similarity, output_similarity_from_arrays
     from moescope.analysis.atlas_table import atlas
+    from moescope.analysis.attributing import attribution, attribution_from_documents
     from moescope.analysis.bit_budget import bits, bits_from_importance
     from moescope.analysis.caching import Replayed, caches, replay_ids
     from moescope.analysis.cards import Card, card, cards_of_layer
-    from moescope.analysis.attributing import attribution, attribution_from_documents
     from moescope.analysis.coactive import coactivation, coactivation_from_counts
     from moescope.analysis.column_outliers import weight_outliers
     from moescope.analysis.comparing import compare, divergence, overlap_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 from moescope.analysis.affinities import AFFINITY_QUESTION
 from moescope.analysis.alignment import OUTPUT_SIMILARITY_QUESTION
 from moescope.analysis.atlas_table import ATLAS_QUESTION
+from moescope.analysis.attributing import ATTRIBUTION_QUESTION
 from moescope.analysis.bit_budget import BITS_QUESTION
 from moescope.analysis.caching import CACHES_QUESTION
-from moescope.analysis.attributing import ATTRIBUTION_QUESTION
 from moescope.analysis.coactive import COACTIVATION_QUESTION
 from moescope.analysis.column_outliers import WEIGHT_OUTLIERS_QUESTION
 from moescope.analysis.comparing import COMPARE_QUESTION

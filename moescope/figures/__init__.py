@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from moescope.figures.affinities import affinity
     from moescope.figures.atlases import atlas
+    from moescope.figures.attributing import attribution
     from moescope.figures.bit_budget import bits
     from moescope.figures.caching import caches, offload
-    from moescope.figures.attributing import attribution
     from moescope.figures.coactive import coactivation
     from moescope.figures.column_outliers import weight_outliers
     from moescope.figures.comparing import compare
@@ -106,9 +106,9 @@ _HOME = {
 __all__ = [
     "affinity",
     "atlas",
+    "attribution",
     "bits",
     "caches",
-    "attribution",
     "coactivation",
     "compare",
     "consistency",
