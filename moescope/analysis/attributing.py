@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
-from moescope.analysis.counts import Phase, _groups, document_counts, labelling, sites_of
+from moescope.analysis.counts import Phase, document_counts, labelling, row_groups, sites_of
 from moescope.analysis.kernels import weigh_pairs
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
@@ -134,7 +134,7 @@ def _score_sums(
     """[n, expert]: the router's scores summed over a document's tokens, where the expert was selected."""
     total = np.zeros((n, site.n_experts))
     for shard in store.shards:
-        group = _groups(shard, "document", phase)
+        group = row_groups(shard, "document", phase)
         code = np.where((group >= 0) & (group < index.size), index[np.clip(group, 0, index.size - 1)], -1)
         routing = shard.routing(site.key, fields=["expert", "valid"] if site.slots_can_miss else ["expert"])
         scores = SCORES[site.score_function](shard.logits(site.key, slice(0, shard.n_tokens)).astype(np.float64))

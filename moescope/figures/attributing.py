@@ -39,7 +39,7 @@ def attribution(result: xr.Dataset) -> go.Figure:
     height = row_height(result.sizes["layer"]) * result.sizes["layer"]
     reach = float(np.nanmax(np.abs(result["contrast"].values))) if both else 1.0
     bar = colour_bar(height)
-    sequential = template("light").layout.colorscale.sequential  # pyright: ignore[reportAttributeAccessIssue]
+    sequential = template("light").to_plotly_json()["layout"]["colorscale"]["sequential"]
     figure.update_xaxes(expert_axis(result))
     figure.update_yaxes(layer_axis(result))
     if both:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STATE = "state.safetensors"
 LOG = "log.csv"
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "step", "total", "forget", "retain", "anchor", "utility", "forgotten", "learning_rate", "gradient", "seconds",
 )  # fmt: skip
 
