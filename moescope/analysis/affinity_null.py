@@ -13,6 +13,7 @@ import numpy as np
 from moescope.analysis.counts import Phase
 from moescope.analysis.information import mutual_information
 from moescope.analysis.routed_rows import Ranks, kept_rows, rank_worth, runs_of, slot_ids
+from moescope.analysis.spreading import THREADS, over_shards
 from moescope.analysis.transition_kernels import count_reordered
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 Null = Literal["rotate", "shuffle"]
 
-BLOCK_CELLS = 16_000_000
-"""Cells (draws x source x target experts) of the null that are held at once: 128 MB in int64."""
+BLOCK_CELLS = 4_000_000
+"""Cells (draws x source x target experts) of the null counted at once: 32 MB for each shard that is at work."""
 
 WORK = 2e9
 """Slot pairs that the null may count by default: some seconds on one core."""
@@ -94,26 +95,36 @@ def draw_null(store: Store, sites: list[tuple[Any, Any]], tables: list[np.ndarra
 def _count_block(
     store: Store, sites: list[tuple[Any, Any]], block: list[tuple[int, int, int]], how: Draws
 ) -> list[Int[np.ndarray, "draw source target"]]:
-    """Counts under the null, one stack of draws for each entry of the block; pairs are shared out over threads."""
-    pairs = [sites[index] for index, _, _ in block]
-    counts = [
-        np.zeros((stop - start, source.n_experts, target.n_experts), np.int64)
-        for (_, start, stop), (source, target) in zip(block, pairs, strict=True)
-    ]
-    wanted = {site.key: site for pair in pairs for site in pair}
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        for shard in store.shards:
-            rows = kept_rows(shard, how.documents, how.phase)
-            runs = runs_of(shard, rows)
-            ids = {key: slot_ids(shard, site, how.ranks, rows) for key, site in wanted.items()}
-            jobs = []
-            for (_, start, _), (source, target), count in zip(block, pairs, counts, strict=True):
-                a, b = ids[source.key], ids[target.key]
-                worth = rank_worth(how.ranks, a.shape[1]), rank_worth(how.ranks, b.shape[1])
-                shuffle = how.null == "shuffle"
-                jobs.append(pool.submit(count_reordered, a, b, *worth, *runs, how.seed, start, shuffle, count))
-            for job in jobs:
-                job.result()
+    """Counts under the null, one stack of draws for each entry of the block."""
+    asked = tuple((*sites[index], start, stop) for index, start, stop in block)
+    counts = [np.zeros((stop - start, a.n_experts, b.n_experts), np.int64) for a, b, start, stop in asked]
+    # Shards are shared out over threads or an executor; what cores that leaves, over the pairs of a shard.
+    threads = max(1, min(os.cpu_count() or 1, 8) // max(1, min(len(store.shards), THREADS)))
+    for stacks in over_shards(store, _shard_block, asked, how, threads):
+        for total, stack in zip(counts, stacks, strict=True):
+            total += stack
+    return counts
+
+
+def _shard_block(
+    shard: Any, asked: tuple[tuple[Any, Any, int, int], ...], how: Draws, threads: int
+) -> list[Int[np.ndarray, "draw source target"]]:
+    """The counts of one shard: for each (source, target, first draw, end) a stack of draws."""
+    rows = kept_rows(shard, how.documents, how.phase)
+    runs = runs_of(shard, rows)
+    wanted = {site.key: site for source, target, *_ in asked for site in (source, target)}
+    ids = {key: slot_ids(shard, site, how.ranks, rows) for key, site in wanted.items()}
+    counts = []
+    with ThreadPoolExecutor(threads) as pool:
+        jobs = []
+        for source, target, start, stop in asked:
+            a, b = ids[source.key], ids[target.key]
+            worth = rank_worth(how.ranks, a.shape[1]), rank_worth(how.ranks, b.shape[1])
+            counts.append(np.zeros((stop - start, source.n_experts, target.n_experts), np.int64))
+            shuffle = how.null == "shuffle"
+            jobs.append(pool.submit(count_reordered, a, b, *worth, *runs, how.seed, start, shuffle, counts[-1]))
+        for job in jobs:
+            job.result()
     return counts
 
 
