@@ -22,10 +22,14 @@ STEER_EXAMPLES = """Examples:
   moescope steer --store runs/demo --target python --do mask --top 6 --data texts.jsonl --label domain
   moescope steer --model olmoe --recipe recipe.yaml --data texts.jsonl --label domain --controls 99
   moescope steer --model olmoe --wanted polite.txt --other rude.txt --do promote --top 4 --prompt "Dear" --save r.yaml
-  moescope steer --store runs/demo --target arithmetic --sweep 0 --sweep 2 --sweep 8 --data texts.jsonl"""
+  moescope steer --store runs/demo --target arithmetic --sweep 0 --sweep 2 --sweep 8 --data texts.jsonl --html s.html
+  moescope steer --recipe recipe.yaml --problems problems.jsonl --after "</think>" --sweep 0.5 --sweep 2 --sweep 8"""
 
 Do = Literal["scale", "mask", "zero", "promote", "demote"]
-SHOWN = ("label", "plain", "edited", "change", "low", "high", "control_mean", "control_low", "control_high", "p")
+SHOWN = (
+    "label", "plain", "edited", "change", "low", "high", "control_mean", "control_low", "control_high", "p",
+    "divergence", "control_divergence",
+)  # fmt: skip
 
 
 def steer(
@@ -44,7 +48,7 @@ def steer(
     ] = "weight",
     data: Annotated[Path | None, typer.Option(help="Corpus to measure the loss on.")] = None,
     label: Annotated[str | None, typer.Option(help="Label of that corpus.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many documents of it.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many of its documents, and of the problems.")] = None,
     controls: Annotated[int, typer.Option(help="Random recipes to hold it against.")] = 20,
     factors: Annotated[
         list[float] | None, typer.Option("--sweep", help="Strengths to try, each by its own --sweep.")
@@ -56,7 +60,9 @@ def steer(
     prompt: Annotated[list[str] | None, typer.Option(help="Go on from this prompt, with and without.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
     save: Annotated[Path | None, typer.Option(help="Write the recipe to this file.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the figure to this file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the figure to this file: of --data, or else of --problems.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of controls and intervals.")] = 0,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -71,8 +77,9 @@ def steer(
         raise MoescopeError("Say what to measure: --data with texts, --problems, or --prompt; or --save the recipe.")
     screen.quiet_transformers()
     from moescope.capturing import Corpus
+    from moescope.decoding import read_problems
     from moescope.edits import Recipe
-    from moescope.effects import effect, sweep
+    from moescope.effects import effect, solving, sweep
     from moescope.hooks import load
 
     corpus = None if data is None else Corpus(data, [label] if label else [], limit=limit)
@@ -95,11 +102,20 @@ def steer(
                 if factors
                 else effect(loaded, corpus, found, **options)
             )
-        answer["effect"] = _show_effect(result, json, html)
+        answer["effect"] = _show_effect(result, json)
+        if html is not None:
+            _draw(result, html)
     if problems is not None:
-        answer["problems"] = _solve(loaded, found, problems, after, max_new_tokens, seed, json)
+        with screen.counting(100, "problems") as advance:
+            solved = solving(
+                loaded, read_problems(problems, limit), found, factors=factors, after=after, seed=seed,
+                max_new_tokens=max_new_tokens, on_progress=lambda done, total: advance(round(100 * done / total)),
+            )  # fmt: skip
+        answer["problems"] = _show_solving(solved, json)
+        if html is not None and corpus is None:
+            _draw(solved, html)
     for text in prompt or []:
-        answer.setdefault("texts", []).append(_both(loaded, found, text, max_new_tokens, json))
+        answer.setdefault("texts", []).append(_texts(loaded, found, text, max_new_tokens, seed, json))
     if json:
         screen.print_json(answer)
 
@@ -163,54 +179,56 @@ def _show_recipe(recipe: Recipe) -> None:
     )
 
 
-def _show_effect(result: Any, json: bool, html: Path | None) -> Any:
+def _show_effect(result: Any, json: bool) -> Any:
     from moescope.analysis import table
 
-    if html is not None:
-        from moescope.figures import draw
-
-        if result.attrs["analysis"] != "effect":
-            raise MoescopeError("The figure shows one strength; leave out --sweep for it.")
-        draw(result).write_html(html, include_plotlyjs=True)
     rows = table(result)
     if not json:
         columns = [name for name in ("factor", *SHOWN) if name in rows]
-        screen.say("loss in nats per token; control: the same edits on random experts of the same layers")
-        screen.table(
-            columns,
-            [[v if isinstance(v, str) else f"{v:.4g}" for v in row] for row in rows[columns].to_numpy()],
-            columns[1:],
+        screen.say(
+            "loss in nats per token; control: the same edits on random experts of the same layers; divergence: of "
+            "next-token distributions from the plain model's, nats per token"
         )
+        _table(rows[columns])
     return {"attrs": result.attrs, "rows": rows.to_dict("records")}
 
 
-def _solve(model: Model, recipe: Recipe, file: Path, after: str, new: int, seed: int, json: bool) -> Any:
+def _show_solving(result: Any, json: bool) -> Any:
+    from moescope.analysis import table
+
+    rows = table(result).dropna(axis="columns", how="all")
+    if not json:
+        screen.say(f"{result.attrs['problems']} problems; tokens: mean length of what was written")
+        _table(rows)
+    return {"attrs": result.attrs, "rows": rows.to_dict("records")}
+
+
+def _table(rows: Any) -> None:
+    cells = [[v if isinstance(v, str) else f"{v:.4g}" for v in row] for row in rows.to_numpy()]
+    screen.table(list(rows), cells, [name for name in rows if name not in ("label", "routing")])
+
+
+def _texts(model: Model, recipe: Recipe, text: str, new: int, seed: int, json: bool) -> Any:
+    """One prompt gone on from plainly, under the recipe and, where it names experts, under random ones."""
     import numpy as np
 
     from moescope import decoding
     from moescope.effects import matched
 
-    items = decoding.read_problems(file)
-    control = matched(recipe, model, np.random.default_rng(seed))
-    rows = []
-    for name, edits in (("plain", None), ("recipe", recipe), ("random experts", control)):
-        texts = decoding.generate(model, [item.prompt for item in items], recipe=edits, max_new_tokens=new)
-        right = [decoding.solved(text.text, item.answer, after) for text, item in zip(texts, items, strict=True)]
-        low, high = decoding.interval(np.array(right))
-        length = float(np.mean([len(text.tokens) for text in texts]))
-        rows.append({"routing": name, "solved": float(np.mean(right)), "low": low, "high": high, "tokens": length})
-    if not json:
-        shown = [[v if isinstance(v, str) else f"{v:.3g}" for v in row.values()] for row in rows]
-        screen.table(list(rows[0]), shown, list(rows[0])[1:])
-    return rows
-
-
-def _both(model: Model, recipe: Recipe, text: str, new: int, json: bool) -> Any:
-    from moescope import decoding
-
-    (plain,), (edited,) = (decoding.generate(model, text, recipe=edits, max_new_tokens=new) for edits in (None, recipe))
+    routings: dict[str, Recipe | None] = {"plain": None, "edited": recipe}
+    if all(hasattr(edit, "expert") for edit in recipe.edits):
+        routings["random experts"] = matched(recipe, model, np.random.default_rng(seed))
+    found = {
+        name: decoding.generate(model, text, recipe=edits, max_new_tokens=new)[0] for name, edits in routings.items()
+    }
     if not json:
         screen.heading(text)
-        screen.say(f"plain:  {plain.text}")
-        screen.say(f"edited: {edited.text}")
-    return {"prompt": text, "plain": plain.text, "edited": edited.text}
+        for name, one in found.items():
+            screen.say(f"{name} ({len(one.tokens)} tokens): {one.text}")
+    return {"prompt": text, **{name: one.text for name, one in found.items()}}
+
+
+def _draw(result: Any, html: Path) -> None:
+    from moescope.figures import draw
+
+    draw(result).write_html(html, include_plotlyjs=True)

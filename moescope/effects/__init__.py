@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moescope.effects.answering import solving
     from moescope.effects.atoms import heapr
     from moescope.effects.cases import Case, read_cases
     from moescope.effects.criteria import criteria_effects
@@ -39,6 +40,7 @@ _HOME = {
     "naee": "reconstruction",
     "read_cases": "cases",
     "router_change": "router_rows",
+    "solving": "answering",
     "super_expert_effects": "silencing",
     "sweep": "recipes",
     "trace_experts": "traces",
@@ -49,7 +51,7 @@ _HOME = {
 
 __all__ = [
     "Case", "Losses", "between", "criteria_effects", "document_losses", "effect", "expert_effects", "heapr",
-    "matched", "naee", "read_cases", "router_change", "super_expert_effects", "sweep", "trace_experts",
+    "matched", "naee", "read_cases", "router_change", "solving", "super_expert_effects", "sweep", "trace_experts",
     "trace_layers", "trace_paths", "trace_positions",
 ]  # fmt: skip
 

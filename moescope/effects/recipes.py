@@ -50,8 +50,9 @@ def effect(
 
     Returns:
         Dataset with dims (label): plain, edited (mean loss, nats per token), change, low, high (95 %, documents drawn
-        anew), divergence (nats per token), tokens, documents, control_mean, control_low, control_high (2.5 and 97.5 %
-        of the controls), p; and (control, label): control_change.
+        anew), divergence (nats per token), control_divergence (mean of the controls), tokens, documents,
+        control_mean, control_low, control_high (2.5 and 97.5 % of the controls), p; and (control, label):
+        control_change.
 
     Raises:
         MoescopeError: unknown label, or a recipe that does not fit.
@@ -75,8 +76,8 @@ def beside_controls(
     controls = len(losses.nats) - 2
     names, code = losses.labels(by)
     rows: dict[str, list[Any]] = {name: [] for name in (
-        "plain", "edited", "change", "low", "high", "divergence", "tokens", "documents", "control_mean", "control_low",
-        "control_high", "p",
+        "plain", "edited", "change", "low", "high", "divergence", "control_divergence", "tokens", "documents",
+        "control_mean", "control_low", "control_high", "p",
     )}  # fmt: skip
     control_change = np.zeros((controls, len(names)))
     for label in range(len(names)):
@@ -89,7 +90,8 @@ def beside_controls(
         extreme = change[1:] >= change[0] if change[0] >= 0 else change[1:] <= change[0]
         between = np.quantile(change[1:], [0.025, 0.975]) if controls else (np.nan, np.nan)
         values = (
-            mean[0], mean[1], change[0], low, high, losses.divergence[1, here].sum() / tokens.sum(), tokens.sum(),
+            mean[0], mean[1], change[0], low, high, losses.divergence[1, here].sum() / tokens.sum(),
+            losses.divergence[2:, here].sum() / tokens.sum() / controls if controls else np.nan, tokens.sum(),
             len(here), change[1:].mean() if controls else np.nan, *between,
             (1 + extreme.sum()) / (1 + controls) if controls else np.nan,
         )  # fmt: skip
@@ -120,8 +122,6 @@ def sweep(
     Raises:
         MoescopeError: the recipe scales nothing.
     """
-    if not any(edit.kind == "scale" for edit in recipe.edits):
-        raise MoescopeError("A sweep over the strength needs a recipe with scale edits.")
     done = 0
 
     def shifted(tokens: int) -> None:
@@ -130,14 +130,29 @@ def sweep(
 
     parts = []
     for factor in factors:
-        edits = [e.model_copy(update={"factor": factor}) if e.kind == "scale" else e for e in recipe.edits]
-        stronger = Recipe(edits, config_hash=recipe.config_hash)
+        stronger = at_strength(recipe, factor)
         part = effect(model, corpus, stronger, by=by, controls=controls, seed=seed, on_progress=shifted)
         done += int(part["tokens"].sum()) * (2 + controls)
         parts.append(part)
     whole: Any = xr.concat(parts, xr.DataArray(list(factors), dims="factor", name="factor"), combine_attrs="override")
     whole.attrs |= {"analysis": "sweep", "edits": describe(recipe), "table": "factor, label"}
     return whole
+
+
+def at_strength(recipe: Recipe, factor: float | None) -> Recipe:
+    """The same recipe with another factor in its scale edits; as it is for None.
+
+    Raises:
+        MoescopeError: the recipe scales nothing, or the factor is below 0.
+    """
+    if factor is None:
+        return recipe
+    if not 0 <= factor < np.inf:
+        raise MoescopeError(f"Experts are scaled by 0 or more, not by {factor}.")
+    if not any(edit.kind == "scale" for edit in recipe.edits):
+        raise MoescopeError("A sweep over the strength needs a recipe with scale edits.")
+    edits = [e.model_copy(update={"factor": factor}) if e.kind == "scale" else e for e in recipe.edits]
+    return recipe.model_copy(update={"edits": edits})
 
 
 def matched(recipe: Recipe, model: Model, rng: np.random.Generator) -> Recipe:

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     )
     from moescope.figures.specialisation import npmi, npmi_classes, npmi_markers, npmi_tokens
     from moescope.figures.tcess_scores import tcess
+    from moescope.figures.specialisation import npmi, npmi_classes, npmi_tokens
+    from moescope.figures.sweeps import solving, sweep
     from moescope.figures.theme import dark, template
     from moescope.figures.traces import trace_experts, trace_layers, trace_paths, trace_positions
     from moescope.figures.vocabulary import vocabulary_specialisation
@@ -94,7 +96,9 @@ _HOME = {
     "paths": "pathways",
     "risk_difference": "risk",
     "risk_difference_between": "risk",
+    "solving": "sweeps",
     "super_experts": "outliers",
+    "sweep": "sweeps",
     "trace_experts": "traces",
     "trace_layers": "traces",
     "trace_paths": "traces",
@@ -139,8 +143,10 @@ __all__ = [
     "risk_difference",
     "risk_difference_between",
     "super_expert_effects",
+    "solving",
     "super_experts",
     "tcess",
+    "sweep",
     "template",
     "token_map",
     "trace_experts",

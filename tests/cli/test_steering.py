@@ -36,14 +36,17 @@ def test_experts_of_a_store_are_masked_and_measured(store: Path, texts: Path, tm
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert {row["label"] for row in found["effect"]["rows"]} >= {"python", "german"}
+    assert all(row["divergence"] > 0 and row["control_divergence"] > 0 for row in found["effect"]["rows"])
     assert (tmp_path / "f.html").stat().st_size > 100_000
     recipe = Recipe.load(tmp_path / "r.yaml")
     assert [edit.kind for edit in recipe.edits] == ["mask"] * 4
     swept = moescope(
-        "steer", "--recipe", _scale(tmp_path), "--data", texts, "--controls", 0, "--sweep", 1, "--sweep", 4
-    )
+        "steer", "--recipe", _scale(tmp_path), "--data", texts, "--controls", 1, "--sweep", 1, "--sweep", 4,
+        "--html", tmp_path / "s.html",
+    )  # fmt: skip
     assert swept.returncode == 0, swept.stderr
-    assert "control" in swept.stdout
+    assert "control_divergence" in swept.stdout
+    assert (tmp_path / "s.html").stat().st_size > 100_000
 
 
 def _scale(folder: Path) -> Path:
@@ -62,8 +65,8 @@ def test_two_sets_of_prompts_answers_and_texts(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert [row["routing"] for row in found["problems"]] == ["plain", "recipe", "random experts"]
-    assert found["texts"][0]["plain"] != ""
+    assert [row["routing"] for row in found["problems"]["rows"]] == ["plain", "recipe", "random experts"]
+    assert all(found["texts"][0][name] for name in ("plain", "edited", "random experts"))
 
 
 @pytest.mark.parametrize(
