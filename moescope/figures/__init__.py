@@ -48,9 +48,8 @@ if TYPE_CHECKING:
         weight_similarity,
     )
     from moescope.figures.specialisation import npmi, npmi_classes, npmi_markers, npmi_tokens
-    from moescope.figures.tcess_scores import tcess
-    from moescope.figures.specialisation import npmi, npmi_classes, npmi_tokens
     from moescope.figures.sweeps import solving, sweep
+    from moescope.figures.tcess_scores import tcess
     from moescope.figures.theme import dark, template
     from moescope.figures.traces import trace_experts, trace_layers, trace_paths, trace_positions
     from moescope.figures.vocabulary import vocabulary_specialisation
@@ -145,8 +144,8 @@ __all__ = [
     "solving",
     "super_expert_effects",
     "super_experts",
-    "tcess",
     "sweep",
+    "tcess",
     "template",
     "token_map",
     "trace_experts",

@@ -38,22 +38,23 @@ def sweep(result: xr.Dataset) -> go.Figure:
     across = min(ACROSS, len(labels))
     down = -(-len(labels) // across)
     figure = make_subplots(
-        down, across, subplot_titles=[plain(label) for label in labels], shared_yaxes="all", shared_xaxes="all",
-        horizontal_spacing=0.03, vertical_spacing=0.34 / down,
+        down, across, subplot_titles=[plain(label) for label in labels], horizontal_spacing=0.03,
+        vertical_spacing=0.34 / down,
     )  # fmt: skip
     ticks = _ticks(ordered)
     for place, label in enumerate(labels):
         part = ordered.sel(label=label)
-        where = {"row": place // across + 1, "col": place % across + 1}
+        row, column = place // across + 1, place % across + 1
         if int(result.attrs.get("controls", 0)):
-            figure.add_traces(
-                _band(ticks, part["control_low"].values, part["control_high"].values),
-                rows=where["row"], cols=where["col"],
-            )  # fmt: skip
-        figure.add_trace(_line(ticks, part["change"].values, part["low"].values, part["high"].values, ORANGE), **where)
+            for edge in _band(ticks, part["control_low"].values, part["control_high"].values):
+                figure.add_trace(edge, row=row, col=column)
+        line = _line(ticks, part["change"].values, part["low"].values, part["high"].values, ORANGE)
+        figure.add_trace(line, row=row, col=column)
     figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(zeroline=True, zerolinecolor=GREY, zerolinewidth=1, tickformat="~g")
-    figure.update_yaxes(title_text="change, nats per token", col=1)
+    figure.update_yaxes(
+        zeroline=True, zerolinecolor=GREY, zerolinewidth=1, tickformat="~g", matches="y", showticklabels=False
+    )  # fmt: skip
+    figure.update_yaxes(title_text="change, nats per token", showticklabels=True, col=1)
     figure.update_xaxes(title_text="factor", row=down)
     figure.update_layout(template=template("light"), height=110 + PANEL * down, showlegend=False, margin_t=60)
     align_titles(figure, len(labels))
