@@ -77,13 +77,13 @@ def importance(
     if alone and data is None:
         raise MoescopeError("--alone needs texts: name them with --data.")
     _require_folders(csv, html)
+    opened = _opened(store)
     screen.quiet_transformers()
     from moescope import analysis
     from moescope.capturing import Corpus
     from moescope.effects import criteria_effects, expert_effects, router_change
     from moescope.hooks import load
 
-    opened = _opened(store)
     loaded = load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     _require_same(opened, loaded, store)
     corpus = None if data is None else Corpus(data, [label] if label else [], limit=limit)
@@ -132,13 +132,13 @@ def super_experts(
 ) -> None:
     """Find the super experts of a store, silence them, and see what becomes of loss, attention sinks and residual."""
     _require_folders(csv, html)
+    opened = _opened(store)
     screen.quiet_transformers()
     from moescope import analysis
     from moescope.capturing import Corpus
     from moescope.effects import super_expert_effects
     from moescope.hooks import load
 
-    opened = _opened(store)
     found = analysis.super_experts(opened, definition=definition)
     loaded = load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     _require_same(opened, loaded, store)
@@ -158,7 +158,8 @@ def _of_model(model: Model, corpus: Any, heapr: bool, naee: bool, n: int, seed: 
     found: dict[str, Any] = {}
     if heapr:
         with screen.counting(0, f"{corpus.census().documents} documents, gradients") as advance:
-            found["heapr"] = effects.heapr(model, corpus, seed=seed, on_progress=advance)["heapr"]
+            atoms = effects.heapr(model, corpus, seed=seed, on_progress=advance)
+        found |= {name: atoms[name] for name in ("heapr", "heapr_total")}
     if naee:
         with screen.counting(len(model.sites), f"{len(model.sites)} layers, sets of {n} experts") as advance:
             found["naee"] = effects.naee(model, corpus, n, seed=seed, on_progress=advance)["naee"]

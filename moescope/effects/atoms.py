@@ -47,7 +47,8 @@ def heapr(
 
     How to read it: a neuron with a small `of_neuron` score can go without bending the loss; an expert's `heapr` is the
     sum over its neurons. It is a mean over the tokens that selected the expert: an expert that few tokens select is not
-    less important for that. `split_half` says how far two halves of the texts order the experts of a layer alike.
+    less important for that; `heapr_total` counts them, as the loss does. `split_half` says how far two halves of the
+    texts order the experts of a layer alike.
 
     Args:
         model: a model with a tokenizer, whose experts are called with ids and weights (67 of 72 families).
@@ -130,6 +131,7 @@ class _Sums:
         self.down: torch.Tensor | None = down
         experts, _, neurons = down.shape
         self.n = torch.zeros(GROUPS, experts, dtype=torch.float64)
+        self.read = 0  # tokens, whichever expert they went to
         self.x, self.gw = (torch.zeros(GROUPS, experts, neurons, dtype=torch.float64) for _ in range(2))
 
     def add(self, group: torch.Tensor, ids: torch.Tensor, neurons: torch.Tensor, gradient: torch.Tensor) -> None:
@@ -235,6 +237,7 @@ def _of_batch(model: Model, sites: list[Site], batch: TextBatch, sums: dict[str,
         token, slot = there.nonzero(as_tuple=True)
         weight = reading.weight[token, slot].unsqueeze(-1)
         gradient = gradients[site.key][rows][token]
+        sums[site.key].read += len(rows)
         sums[site.key].add(
             group[token],
             reading.expert[token, slot],
@@ -253,7 +256,7 @@ def _dataset(model: Model, corpus: Corpus, sites: list[Site], sums: list[_Sums],
     once = torch.ones(1, GROUPS, dtype=torch.float64)
     even = (torch.arange(GROUPS) % 2 == 0).double()
     widest = max(part.x.shape[-1] for part in sums)
-    neuron, score, low, high, tokens, halves = [], [], [], [], [], []
+    neuron, score, total, low, high, tokens, halves = [], [], [], [], [], [], []
     for part in sums:
         own = part.scores(once)[0].numpy()
         neuron.append(np.pad(own, ((0, 0), (0, widest - own.shape[1])), constant_values=np.nan))
@@ -266,6 +269,7 @@ def _dataset(model: Model, corpus: Corpus, sites: list[Site], sums: list[_Sums],
         low.append(bounds[0])
         high.append(bounds[1])
         tokens.append(part.n.sum(0).numpy())
+        total.append(np.nan_to_num(score[-1]) * tokens[-1] / max(part.read, 1))
         one, other = (part.scores(half.unsqueeze(0)).sum(-1).numpy() for half in (even, 1 - even))
         halves.append(across_halves(one[None, :, None], other[None, :, None])[0, 0, 0])
     cell = ("layer", "expert")
@@ -274,6 +278,7 @@ def _dataset(model: Model, corpus: Corpus, sites: list[Site], sums: list[_Sums],
             "heapr": (cell, axis.pad(score)),
             "heapr_low": (cell, axis.pad(low)),
             "heapr_high": (cell, axis.pad(high)),
+            "heapr_total": (cell, axis.pad(total)),
             "tokens": (cell, axis.pad(tokens)),
             "of_neuron": ((*cell, "neuron"), axis.pad(neuron)),
             "split_half": ("layer", halves),

@@ -49,7 +49,8 @@ def criteria_effects(result: xr.Dataset) -> go.Figure:
     controls = result.sizes["control"] > 0
     shown = [*names, "random experts"] if controls else names
     what = "masked" if result.attrs["kind"] == "mask" else "zeroed"
-    figure.update_xaxes(title_text="change of the loss, nats per token", zeroline=True, zerolinecolor="#c9cdd3")
+    title = f"{result.attrs['n']} of each layer's experts {what}: change of the loss, nats per token"
+    figure.update_xaxes(title_text=title, zeroline=True, zerolinecolor="#c9cdd3")
     figure.update_yaxes(
         tickmode="array", tickvals=list(range(len(shown))), ticktext=shown, range=[len(shown) - 0.5, -0.5],
         showgrid=False, ticks="",
@@ -58,7 +59,6 @@ def criteria_effects(result: xr.Dataset) -> go.Figure:
         template=template("light"),
         height=130 + 30 * len(shown),
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
-        title={"text": f"{result.attrs['n']} of each layer {what}", "font": {"size": 13}},
     )
     if len(labels) > 1:
         buttons = [
@@ -67,7 +67,7 @@ def criteria_effects(result: xr.Dataset) -> go.Figure:
             for place, label in enumerate(labels)
         ]  # fmt: skip
         menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 10}}
-        figure.update_layout(updatemenus=[menu], margin_t=90, height=176 + 30 * len(shown))
+        figure.update_layout(updatemenus=[menu], margin_t=66, height=152 + 30 * len(shown))
     return figure
 
 
@@ -145,7 +145,7 @@ def super_expert_effects(result: xr.Dataset) -> go.Figure:
     figure.update_xaxes(title_text="layer", showgrid=False, dtick=max(1, result.sizes["model_layer"] // 8), row=1)
     figure.update_xaxes(dtick=None, showgrid=True, title_text="nats per token", row=1, col=1)
     figure.update_yaxes(zeroline=True, zerolinecolor="#c9cdd3", row=1, col=2)
-    figure.update_yaxes(type="log", row=1, col=3)
+    figure.update_yaxes(_logarithmic(result["massive_before"].values, result["massive_after"].values), row=1, col=3)
     figure.update_layout(
         template=template("light"),
         height=max(330, 170 + 30 * len(labels)),
@@ -154,6 +154,18 @@ def super_expert_effects(result: xr.Dataset) -> go.Figure:
     )
     align_titles(figure, 3)
     return figure
+
+
+def _logarithmic(*values: np.ndarray) -> dict[str, Any]:
+    """A logarithmic axis with round numbers at 1, 2 and 5, or at 1 alone where there are many decades."""
+    positive = np.concatenate(values)
+    positive = positive[positive > 0]
+    if not positive.size:
+        return {}
+    first, last = np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max()))
+    steps = (1, 2, 5) if last - first <= 3 else (1,)
+    ticks = [step * 10.0**power for power in np.arange(first, last + 1) for step in steps]
+    return {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _losses(result: xr.Dataset, labels: list[str]) -> list[Any]:

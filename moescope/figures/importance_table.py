@@ -21,7 +21,8 @@ READ = (
 NAMES = {
     "frequency": "frequency", "mean_weight": "mean weight", "mc_moe": "MC-MoE", "esft_token": "ESFT tokens",
     "esft_gate": "ESFT gates", "reap": "REAP", "reap_total": "REAP, total", "ean": "EAN", "ean_total": "EAN, total",
-    "msan": "MSAN", "heapr": "HEAPr", "naee": "NAEE", "router_change": "router row change", "effect": "masked alone",
+    "msan": "MSAN", "heapr": "HEAPr", "heapr_total": "HEAPr, total", "naee": "NAEE",
+    "router_change": "router row change", "effect": "masked alone",
 }  # fmt: skip
 """How criteria are written; others as they are called."""
 LABEL = 22

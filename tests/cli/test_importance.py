@@ -17,8 +17,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of some documents, and others to measure on."""
     folder = tmp_path_factory.mktemp("importance")
     lines = Path(CORPUS).read_text(encoding="utf-8").splitlines()
-    (folder / "seen.jsonl").write_text("\n".join(lines[::60]), encoding="utf-8")
-    (folder / "other.jsonl").write_text("\n".join(lines[30::90]), encoding="utf-8")
+    (folder / "seen.jsonl").write_text("\n".join(lines[::120]), encoding="utf-8")
+    (folder / "other.jsonl").write_text("\n".join(lines[30::144]), encoding="utf-8")
     seen = ms.Corpus(folder / "seen.jsonl", ["domain"])
     ms.capture(ms.load("tiny-qwen-moe"), seen, folder / "store", ["routing", "experts", "outliers"])
     return folder
@@ -31,7 +31,7 @@ def test_the_table_takes_in_what_needs_the_model(work: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["attrs"]["criteria"].endswith("msan, heapr")
+    assert found["attrs"]["criteria"].endswith("msan, heapr, heapr_total")
     assert len(found["rows"]) == 6 * 16
     assert found["rows"][0]["heapr"] > 0
     assert "heapr" in (work / "i.csv").read_text().splitlines()[0]

@@ -106,19 +106,19 @@ def test_planted_silent_experts_are_found_by_norms_and_not_by_frequency(tmp_path
     with torch.no_grad():
         for site, experts in zip(loaded.sites, silent, strict=True):
             loaded.hf.get_submodule(site.experts).down_proj[experts] = 0
-    texts = [{"text": d.text} for d in ms.Corpus(CORPUS)][::45]
+    texts = [{"text": d.text} for d in ms.Corpus(CORPUS)][::72]
     store = ms.capture(loaded, ms.Corpus(texts[::2]), tmp_path / "s", ["routing", "experts"])
     importance = analysis.importance(store, permutations=9)
     found = criteria_effects(
-        loaded, ms.Corpus(texts[1::2]), importance, ["reap", "frequency"], n=8, kind="zero", controls=20
+        loaded, ms.Corpus(texts[1::2]), importance, ["reap", "frequency"], n=8, kind="zero", controls=10
     ).sel(label="all")
     reap = found.sel(criterion="reap")
     assert reap["expert"].sel(end="lowest").values.tolist() == silent
     assert reap["change"].sel(end="lowest").item() == pytest.approx(0, abs=1e-6)
-    assert reap["gap_p"].item() == pytest.approx(1 / 21)
+    assert reap["gap_p"].item() == pytest.approx(1 / 11)
     assert reap["gap_low"] > 0
     assert found["gap_best"].sel(criterion="reap") > 0.99
-    assert found["p"].sel(criterion="reap").values.tolist() == pytest.approx([1 / 21, 1 / 21])
+    assert found["p"].sel(criterion="reap").values.tolist() == pytest.approx([1 / 11, 1 / 11])
 
 
 def test_mistakes_are_named() -> None:

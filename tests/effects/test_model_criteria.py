@@ -92,7 +92,7 @@ def gradient_of(loaded: Model, layer: int, ids: torch.Tensor, slot: tuple[int, i
 
 def test_heapr_is_that_of_finite_differences() -> None:
     loaded, layer = exact(), 1
-    texts = ["sun moon", "rain"]
+    texts = ["sun", "rain"]
     experts = loaded.hf.get_submodule(loaded.sites[layer].experts)
     gradients: dict[int, list[np.ndarray]] = {}
     neurons: dict[int, list[np.ndarray]] = {}
@@ -115,6 +115,8 @@ def test_heapr_is_that_of_finite_differences() -> None:
         np.testing.assert_allclose(found["of_neuron"].values[0, e], want, rtol=1e-6, atol=1e-14)
         assert found["heapr"].values[0, e] == pytest.approx(want.sum(), rel=1e-6)
         assert found["tokens"].values[0, e] == len(gradients[e])
+        read = sum(map(len, gradients.values())) / loaded.semantics["L001"].top_k
+        assert found["heapr_total"].values[0, e] == pytest.approx(want.sum() * len(gradients[e]) / read, rel=1e-6)
 
 
 def test_gradients_do_not_mind_padding_and_leave_nothing_behind() -> None:
