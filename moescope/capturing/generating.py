@@ -29,6 +29,7 @@ OPTIONS = (
     "repetition_penalty", "no_repeat_ngram_size", "eos_token_id", "use_cache", "seed",
 )  # fmt: skip
 PADDING_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+PADDED = ((24, 5), (17, 3), (11, 7), (7, 4))  # tokens and pads; an indexer's ties do not fall otherwise every time
 HALF_TOLERANCE = 5e-2  # bf16 keeps 8 bits; a model that does not mask its pads is off by more
 Draw = Callable[[np.ndarray, np.ndarray], np.ndarray]
 BROKEN = "\ufffd"  # what a decoder writes for bytes that are not yet a whole character
@@ -67,15 +68,13 @@ def defaults(model: Model) -> dict[str, Any]:
 
 
 def feels_left_padding(model: Model) -> bool:
-    """Whether pads before a prompt change what the model says after it (deepseek_v4 compresses windows of positions).
+    """Whether pads before a prompt change what the model says after it (deepseek_v4 compresses windows of positions,
+    and the indexers of sparse attention break ties by place).
 
     Such a model gets its prompts one at a time.
     """
-    length, pads = min(24, (model.max_positions or 32) - 8), 5
-    words = model.hf.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(0, words, (1, length), generator=torch.Generator().manual_seed(0)).to(model.device)
-    padded = torch.nn.functional.pad(ids, (pads, 0), value=model.pad_id)
-    mask = torch.nn.functional.pad(torch.ones_like(ids), (pads, 0))
+    words, room = model.hf.get_input_embeddings().weight.shape[0], (model.max_positions or 32) - 8
+    draw = torch.Generator().manual_seed(0)
 
     def said(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         answer = model.hf.generate(
@@ -84,9 +83,15 @@ def feels_left_padding(model: Model) -> bool:
         )  # fmt: skip
         return answer.logits[0].float()
 
-    alone, behind = said(ids, torch.ones_like(ids)), said(padded, mask)
     tolerance = PADDING_TOLERANCE.get(model.hf.dtype, HALF_TOLERANCE)
-    return bool((alone - behind).norm() > tolerance * alone.norm())
+    for length, pads in PADDED:
+        ids = torch.randint(0, words, (1, min(length, room)), generator=draw).to(model.device)
+        padded = torch.nn.functional.pad(ids, (pads, 0), value=model.pad_id)
+        mask = torch.nn.functional.pad(torch.ones_like(ids), (pads, 0))
+        alone, behind = said(ids, torch.ones_like(ids)), said(padded, mask)
+        if bool((alone - behind).norm() > tolerance * alone.norm()):
+            return True
+    return False
 
 
 def generations(

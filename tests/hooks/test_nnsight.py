@@ -65,6 +65,12 @@ def test_stores_are_equal(pair: tuple[ms.Model, ms.Model], tmp_path: Path) -> No
     require_equal(captured(native, tmp_path / "native"), captured(traced, tmp_path / "traced"))
 
 
+def test_a_rehearsed_remote_run_is_equal(tmp_path: Path) -> None:
+    rehearsing = ns.wrap(Remotable(build("qwen3_moe")), tokenizer(), name="qwen3_moe", remote="local")
+    native = wrap(build("qwen3_moe"), tokenizer(), name="qwen3_moe")
+    require_equal(captured(native, tmp_path / "native"), captured(rehearsing, tmp_path / "rehearsed"))
+
+
 def said_under(model: ms.Model, *acts: Act) -> torch.Tensor | str:
     """Logits of a batch while acts last at the first site, or why they are refused."""
     try:
