@@ -94,7 +94,10 @@ def domain_specialisation_from_documents(
     correction: Correction = "bh",
     resamples: int = 500,
 ) -> xr.Dataset:
-    """`domain_specialisation` from plain per-document counts; arguments as in `npmi_from_documents`."""
+    """`domain_specialisation` from plain per-document counts; arguments as in `npmi_from_documents`.
+
+    Without `top_k`, `uniform` is the selections per token / E.
+    """
     axis, tables, size, code, names = checked_documents(counts, tokens, labels, layers, top_k)
     test = LabelTest(permutations, seed, alternative, correction, resamples)
     attrs = provenance(None, analysis="domain_specialisation", by="label")
@@ -130,7 +133,9 @@ def _result(
     cell = ("layer", "expert", "label")
     with np.errstate(divide="ignore", invalid="ignore"):
         value = count / found.size
-    uniform = counted / axis.n_experts
+    # Where plain counts do not say k, it is what they have: selections per token.
+    per_token = np.nansum(count, axis=(1, 2)) / found.size.sum()
+    uniform = np.where(np.isnan(counted), per_token, counted) / axis.n_experts
     statistics = {name: found.statistics.get(name, np.full(count.shape, np.nan)) for name in STATISTICS}
     variables: dict[str, Any] = {
         "share": (cell, value),

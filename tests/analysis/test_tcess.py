@@ -70,6 +70,17 @@ def test_the_null_holds_its_level_and_a_planted_task_expert_is_found():
     assert false / seeds <= 0.1 + 3 * np.sqrt(0.1 * 0.9 / seeds)
 
 
+def test_a_filter_keeps_the_documents_it_names_and_no_others(tmp_path):
+    truth = function_stores.random_truth(np.random.default_rng(3), 9, (5, 3), k=2, longest=20)
+    store = function_stores.write(tmp_path / "s", truth, cuts=3, labels=list("abcabcabc"))
+    whole = analysis.tcess(store, permutations=20, resamples=0)
+    some = analysis.tcess(store, where={"domain": ["a", "c"]}, permutations=20, resamples=0)
+    np.testing.assert_array_equal(some["tcess"], whole["tcess"].sel(label=["a", "c"]))
+    assert some.attrs["documents_filtered"] == 3
+    mean = (some["tcess"] * some["tokens"]).sum("label") / some["tokens"].sum()
+    np.testing.assert_allclose(some["overall"].where(some["exists"], 0), mean, atol=1e-12)
+
+
 def test_mistakes_are_named(tmp_path):
     truth = function_stores.random_truth(np.random.default_rng(0), 6, (4, 3), k=2, longest=9)
     store = function_stores.write(tmp_path / "s", truth, labels=list("ababab"))
