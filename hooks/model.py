@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CHECK_SHAPE = (4, 64)  # sequences x tokens of the self-check: enough rows to tell routing rules apart, cheap anywhere
 
+PLACE = ("_name_or_path", "transformers_version")  # of a configuration: where and with what it was read, not what it is
 FINGERPRINT_VALUES = 4096  # of each tensor: several in each expert
 
 
@@ -92,8 +93,8 @@ class Model:
 
     @cached_property
     def config_hash(self) -> str:
-        """blake2b-128 of the model's configuration."""
-        text = json.dumps(self.hf.config.to_dict(), sort_keys=True, default=str)
+        """blake2b-128 of the model's configuration, wherever its folder lies and whichever transformers read it."""
+        text = json.dumps(_without(self.hf.config.to_dict(), PLACE), sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @cached_property
@@ -203,6 +204,13 @@ class Model:
     def _check_forward(self, ids: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return self.forward(ids, torch.ones_like(ids)).clone()
+
+
+def _without(values: Any, names: tuple[str, ...]) -> Any:
+    """A nested dictionary without the entries of these names."""
+    if not isinstance(values, dict):
+        return values
+    return {name: _without(inner, names) for name, inner in values.items() if name not in names}
 
 
 def wrap(hf: nn.Module, tokenizer: Any = None, name: str | None = None) -> Model:

@@ -224,11 +224,17 @@ def test_weights_of_another_training_have_another_fingerprint(checkpoint: Path) 
     same, other = load(str(checkpoint)), Model(build("qwen2_moe", seed=1), None, "other")
     assert same.weights_fingerprint == wrap(build("qwen2_moe")).weights_fingerprint
     assert same.weights_fingerprint != other.weights_fingerprint
-    assert same.config_hash
     one_expert = build("qwen2_moe")
     with torch.no_grad():
         one_expert.get_submodule("model.layers.0.mlp.experts").down_proj[3] *= 0
     assert wrap(one_expert).weights_fingerprint != same.weights_fingerprint
+
+
+def test_a_configuration_is_the_same_wherever_it_lies(checkpoint: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(checkpoint, tmp_path / "elsewhere")
+    here = load(str(checkpoint))
+    assert load(str(moved)).config_hash == here.config_hash
+    assert wrap(build("qwen2_moe+sparse2")).config_hash != here.config_hash
 
 
 def test_no_pickle_is_ever_loaded(tmp_path: Path) -> None:
