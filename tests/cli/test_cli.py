@@ -132,6 +132,22 @@ def test_analyses_as_table_json_csv_and_html(store: Path, tmp_path: Path) -> Non
     assert moescope("analyze", "super_experts", store).returncode == 0
 
 
+def test_an_analysis_of_weights_takes_a_model_and_hyphens_are_as_good(checkpoint: Path) -> None:
+    result = json.loads(moescope("analyze", "gate-similarity", checkpoint, "--draws", 5, "--json").stdout)
+    assert result["attrs"]["analysis"] == "gate_similarity"
+    assert result["attrs"]["model"] == str(checkpoint)
+    assert len(result["rows"]) == 50  # the closest pairs
+
+
+def test_an_approximation_is_asked_for_and_says_how_near_it_comes(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = ms.Recipe([ms.Mask(layer=model().sites[0].layer, expert=1)]).save(tmp_path / "recipe.yaml")
+    to = ("--from", checkpoint, "--to", tmp_path / "out")
+    assert "--approximate zeroes it" in moescope("apply", recipe, *to).stderr
+    assert "leave out --no-verify" in moescope("apply", recipe, *to, "--approximate", "--no-verify").stderr
+    assert not (tmp_path / "out").exists()
+    assert "nats from the live edit" in moescope("apply", recipe, *to, "--approximate").stdout
+
+
 def test_a_damaged_store_is_named(store: Path, tmp_path: Path) -> None:
     import shutil
 
