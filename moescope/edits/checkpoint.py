@@ -119,7 +119,8 @@ def plan(recipe: Recipe, source: str | Path, *, approximate: bool = False) -> li
     if narrowed(recipe, sites) is not None:
         return []  # a number in the configuration, no tensor
     changes: list[Change] = []
-    for edit in recipe.edits:
+    # Live, replaced tensors are in place before anything else acts on them, wherever they stand in the recipe.
+    for edit in sorted(recipe.edits, key=lambda edit: not isinstance(edit, Replace)):
         site = _site(sites, edit)
         if not edit.rows.everywhere:
             raise RefusedError(

@@ -51,6 +51,19 @@ def test_written_equals_live(name: str, tmp_path: Path) -> None:
     assert sorted(file.name for file in done.path.glob("*.safetensors")) == ["model.safetensors"]
 
 
+def test_an_edit_before_a_replacement_is_not_written_over(tmp_path: Path) -> None:
+    source = saved("qwen2_moe", tmp_path / "source")
+    model = load(str(source))
+    plain = scrambled(model, model.sites[-1].key)
+    scale = [
+        Scale(layer=model.sites[-1].key, expert=EXPERT, factor=3.0),
+        Scale(layer=model.sites[-1].key, expert=EXPERT, factor=2.0, stage="logit"),
+    ]
+    recipe = Recipe([*scale, *plain.edits]).holding(plain._held)
+    done = write(recipe, source, tmp_path / "out", verify=False)
+    torch.testing.assert_close(logits(done.path), logits(source, recipe), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["qwen2_moe", "mixtral", "dbrx", "gpt_oss", "old_mixtral"])
 def test_only_the_parts_change_and_come_back_to_the_bit(name: str) -> None:
     hf = build(name)
