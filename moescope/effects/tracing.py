@@ -86,7 +86,7 @@ def expert_effects(
         pass  # refused here, before anything is run
     census = corpus.census()
     question = {
-        "model": model.weights_fingerprint, "corpus": census.hash, "kind": kind, "max_length": max_length,
+        "model": model.weights_fingerprint, "edits": list(model.edits), "corpus": census.hash, "kind": kind, "max_length": max_length,
         "sites": [site.key for site in sites], "rows": rows,
     }  # fmt: skip
     kept = _Kept(None if out is None else Path(out), question, len(trials))

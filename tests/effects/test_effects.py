@@ -125,6 +125,9 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert got.equals(want)
     with pytest.raises(ms.MoescopeError, match="another question"):
         expert_effects(model(), corpus(), layers=[2], out=tmp_path / "e")
+    edited = model().edited(Recipe([Mask(layer=2, expert=0)]))
+    with edited, pytest.raises(ms.MoescopeError, match="another question"):
+        expert_effects(model(), corpus(), layers=[1], out=tmp_path / "e")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x").touch()
     with pytest.raises(ms.MoescopeError, match="not empty"):
