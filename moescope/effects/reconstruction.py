@@ -157,14 +157,16 @@ def _calls(model: Model, corpus: Corpus, sites: list[Site], tokens: int, max_len
 
     size = 1 if model.own_batch is not None else min(BATCH_TOKENS, tokens)
     undo = [model.hf.get_submodule(s.block).register_forward_hook(watch(s.key), with_kwargs=True).remove for s in sites]
-    held, documents = 0, 0
+    held = 0
+    place: dict[int, int] = {}  # of each document: a long one has several contexts, and they are one unit
     try:
         for batch in batches(corpus, model.tokenizer, max_length=max_length, batch_tokens=size):
             ids, mask = (torch.from_numpy(array).to(model.device) for array in batch.padded(model.pad_id))
             with torch.no_grad():
                 model.forward(ids, mask, head=False)
             rows = mask.flatten().nonzero().squeeze(-1)
-            number = torch.arange(len(ids), device=ids.device).unsqueeze(-1).expand_as(ids).flatten()[rows] + documents
+            own = [place.setdefault(context.document.number, len(place)) for context in batch.sequences]
+            number = torch.tensor(own, device=ids.device).unsqueeze(-1).expand_as(ids).flatten()[rows]
             for site in sites:
                 if site.key not in now:
                     raise RefusedError(f"{site.block} did not run in this forward pass.")
@@ -173,7 +175,7 @@ def _calls(model: Model, corpus: Corpus, sites: list[Site], tokens: int, max_len
                 if len(flat) != ids.numel():
                     raise RefusedError(f"{site.block} gives {len(flat)} rows for {ids.numel()} positions.")
                 seen[site.key].append(_Call(args, kwargs, flat[rows], rows, number))
-            held, documents = held + len(rows), documents + len(ids)
+            held += len(rows)
             if held >= tokens:
                 break
     finally:

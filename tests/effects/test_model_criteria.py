@@ -175,6 +175,14 @@ def test_naee_is_the_best_of_all_sets() -> None:
     assert set(np.round(found["random_loss"].values[0], 5)) <= {round(value, 5) for value in loss.values()}
 
 
+def test_contexts_of_one_document_are_one_unit() -> None:
+    """An interval over documents cannot be had from one, however many contexts it is cut into."""
+    one = ms.Corpus([{"text": " ".join(row["text"] for row in rows(6, longest=9))}])
+    found = naee(model(), one, layers=[model().sites[1].layer], controls=0, max_length=8)
+    assert found["naee"].notnull().all()
+    assert found["naee_low"].isnull().all()
+
+
 def pruned(block: torch.nn.Module, hidden: torch.Tensor, gone: tuple[int, ...]) -> torch.Tensor:
     """A Qwen2-MoE block whose router never had these experts, in plain loops."""
     kept = [e for e in range(block.experts.num_experts) if e not in gone]
