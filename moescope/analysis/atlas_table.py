@@ -179,8 +179,9 @@ def _similar(
         similar = logit_similarity(store, seed=seed)
     shape = (len(axis.layers), int(axis.n_experts.max()), NEIGHBOURS)
     name, kept = np.full(shape, np.nan), np.full(shape, np.nan)
-    for row, layer in enumerate(similar["layer"].values):
-        at = int(np.flatnonzero(axis.layers == layer)[0])
+    for row, at in enumerate(_rows(similar["layer"], axis)):
+        if at is None:
+            continue
         value = similar["similarity"].values[row]
         width = min(value.shape[0], shape[1])
         beyond = np.where(similar["redundant"].values[row], value, -np.inf)[:width, :width]
@@ -193,8 +194,25 @@ def _aligned(values: xr.DataArray, axis: LayerAxis) -> np.ndarray:
     """[layer, expert] of an array with these coordinates, NaN where it has none."""
     if set(values.dims) != {"layer", "expert"}:
         raise MoescopeError(f"`effects` has the dimensions {', '.join(map(str, values.dims))}, not layer and expert.")
-    widest = int(axis.n_experts.max())
-    return values.transpose("layer", "expert").reindex(layer=axis.layers, expert=np.arange(widest)).values
+    table = values.transpose("layer", "expert").reindex(expert=np.arange(int(axis.n_experts.max()))).values
+    out = np.full((len(axis.layers), table.shape[1]), np.nan)
+    for row, at in enumerate(_rows(values["layer"], axis)):
+        if at is not None:
+            out[at] = table[row]
+    return out
+
+
+def _rows(layer: xr.DataArray, axis: LayerAxis) -> list[int | None]:
+    """The row of the axis that each row of a result is about: by its site, since two may share a layer's number."""
+    if "site" in layer.coords and set(layer["site"].values.tolist()) & set(axis.sites):
+        own, known = [str(site) for site in layer["site"].values], list(axis.sites)
+    else:
+        own, known = layer.values.tolist(), axis.layers.tolist()
+        if len(set(known)) < len(known):
+            raise MoescopeError(
+                "Some layers of this store have two routers: a result to take in needs the coordinate `site` along layer."
+            )
+    return [known.index(name) if name in known else None for name in own]
 
 
 ATLAS_QUESTION = Analysis(

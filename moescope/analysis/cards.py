@@ -25,7 +25,7 @@ class Card:
     """One expert, for a person to read.
 
     Attributes:
-        layer, expert: which one; name: as people write it, "L3E7".
+        layer, expert: which one; name: as people write it, "L3E7", or with the site's key where a layer has two routers.
         values: its row of the atlas, by name; missing parts are absent.
         predecessors, successors, similar: (name, lift or similarity), strongest first.
         tokens: the tokens it prefers.
@@ -50,7 +50,7 @@ class Card:
 
 def card(
     store: Store,
-    name: str | tuple[int, int],
+    name: str | tuple[int | str, int],
     found: xr.Dataset | None = None,
     tokens: int = 12,
     contexts: int = 3,
@@ -61,7 +61,7 @@ def card(
 
     Args:
         store: an open store.
-        name: "L3E7", or (layer, expert).
+        name: "L3E7", or (layer, expert); the site's key for the layer where that has two routers.
         found: the store's atlas, if it is at hand.
         tokens, contexts: how many preferred tokens and stretches of text.
         by, seed: of the atlas, where it is not given.
@@ -75,13 +75,21 @@ def card(
 
 
 def cards_of_layer(
-    store: Store, found: xr.Dataset, layer: int, experts: list[int] | None = None, tokens: int = 12, contexts: int = 3
+    store: Store,
+    found: xr.Dataset,
+    layer: int | str,
+    experts: list[int] | None = None,
+    tokens: int = 12,
+    contexts: int = 3,
 ) -> list[Card]:
-    """Cards of some experts of one layer, all of them if None; the text is read once."""
-    rows = np.flatnonzero(found["layer"].values == layer)
+    """Cards of some experts of one layer (by number or site key), all of them if None; the text is read once."""
+    rows = np.flatnonzero(found["site" if isinstance(layer, str) else "layer"].values == layer)
     if not rows.size:
-        known = ", ".join(str(int(number)) for number in found["layer"].values)
+        known = ", ".join(_names(found))
         raise MoescopeError(f"There is no MoE layer {layer} in this store; it has {known}.")
+    if rows.size > 1:
+        keys = " or ".join(str(found["site"].values[row]) for row in rows)
+        raise MoescopeError(f"Layer {layer} has several routers; name one: {keys}.")
     row = int(rows[0])
     width = int(found["n_experts"].values[row])
     chosen = list(range(width)) if experts is None else experts
@@ -95,21 +103,21 @@ def cards_of_layer(
 
 
 def _card(found: xr.Dataset, row: int, expert: int, tokens: list[TopToken], stretches: list[Example]) -> Card:
-    layers = [int(layer) for layer in found["layer"].values]
+    names = [name if name.startswith("L") else f"L{name}" for name in _names(found)]
     part = found.isel(layer=row, expert=expert)
 
     def near(name: str, worth: str, step: int) -> tuple[tuple[str, float], ...]:
-        if name not in part or not 0 <= row + step < len(layers):
+        if name not in part or not 0 <= row + step < len(names):
             return ()
         pairs = zip(part[name].values, part[worth].values, strict=True)
-        return tuple((f"L{layers[row + step]}E{int(e)}", float(value)) for e, value in pairs if np.isfinite(e))
+        return tuple((f"{names[row + step]}E{int(e)}", float(value)) for e, value in pairs if np.isfinite(e))
 
     values = {str(name): part[name].item() for name in part.data_vars if not part[name].dims and name != "exists"}
     absent = str(found.attrs["absent"])
     return Card(
-        layer=layers[row],
+        layer=int(found["layer"].values[row]),
         expert=expert,
-        name=f"L{layers[row]}E{expert}",
+        name=f"{names[row]}E{expert}",
         values=values,
         predecessors=near("predecessor", "predecessor_lift", -1),
         successors=near("successor", "successor_lift", 1),
@@ -120,18 +128,27 @@ def _card(found: xr.Dataset, row: int, expert: int, tokens: list[TopToken], stre
     )
 
 
-def parsed(name: str | tuple[int, int]) -> tuple[int, int]:
-    """(layer, expert) of "L3E7".
+def _names(found: xr.Dataset) -> list[str]:
+    """Each layer's number, or its site's key where layers have two routers."""
+    layers = found["layer"].values.tolist()
+    return [str(name) for name in (layers if len(set(layers)) == len(layers) else found["site"].values)]
+
+
+def parsed(name: str | tuple[int | str, int]) -> tuple[int | str, int]:
+    """(layer, expert) of "L3E7", and (site key, expert) of "L003-attentionE7".
 
     Raises:
         MoescopeError: it is no such name.
     """
     if not isinstance(name, str):
-        return int(name[0]), int(name[1])
+        return name[0], int(name[1])
     match = re.fullmatch(r"\s*[Ll](\d+)\s*[Ee](\d+)\s*", name)
+    if match is not None:
+        return int(match[1]), int(match[2])
+    match = re.fullmatch(r"\s*(L\d{3,}-[A-Za-z0-9_-]+)E(\d+)\s*", name)
     if match is None:
         raise MoescopeError(f"{name!r} names no expert: write it as L3E7, layer 3 and expert 7.")
-    return int(match[1]), int(match[2])
+    return match[1], int(match[2])
 
 
 _NAMES = {

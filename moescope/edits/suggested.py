@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Silence = Literal["mask", "zero"]
 Stage = Literal["logit", "score", "weight", "weight_renormalised"]
-Cell = tuple[int, int, float]
+Cell = tuple[int | str, int, float]
 Suggestion = tuple[list[Any], dict[str, Any]]
 SILENCE = {"mask": Mask, "zero": Zero}
 ORIGIN = ("analysis", "store_id", "model", "corpus", "by")
@@ -63,7 +63,7 @@ def by_groups(result: xr.Dataset, keep: Literal["all", "first"], align: bool) ->
     if "group" not in result or "share" not in result:
         raise MoescopeError("Merging needs groups of experts, such as `analysis.expert_groups` gives.")
     edits, cells = [], []
-    for row, layer in enumerate(result["layer"].values.tolist()):
+    for row, layer in enumerate(_layers(result["layer"])):
         width = int(result["n_experts"].values[row])
         group, share = (result[name].values[row, :width] for name in ("group", "share"))
         for head in sorted(set(group.astype(int).tolist())):
@@ -98,14 +98,22 @@ def _largest(values: xr.DataArray, count: int) -> list[Cell]:
     """(layer, expert, value) of the `count` largest that are numbers; the first of equals first."""
     table = values.transpose("layer", "expert")
     cells = [
-        (int(layer), int(expert), float(value))
-        for layer, row in zip(table["layer"].values, table.values, strict=True)
+        (layer, int(expert), float(value))
+        for layer, row in zip(_layers(table["layer"]), table.values, strict=True)
         for expert, value in zip(table["expert"].values, row, strict=True)
         if value == value  # not NaN: the expert exists and has a value
     ]
     if count > len(cells):
         raise MoescopeError(f"{count} experts were asked for, and the result has values for {len(cells)}.")
     return sorted(cells, key=lambda cell: -cell[2])[:count]
+
+
+def _layers(layer: xr.DataArray) -> list[int | str]:
+    """What an edit calls each layer: its number, or its site's key where layers have two routers."""
+    numbers = [int(number) for number in layer.values]
+    if len(set(numbers)) == len(numbers) or "site" not in layer.coords:
+        return list(numbers)
+    return [str(site) for site in layer["site"].values]
 
 
 def _source(result: xr.Dataset, how: str, cells: list[Cell], **more: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from moescope.analysis.cards import cards_of_layer
 from moescope.analysis.summary import findings
 from moescope.errors import MoescopeError
 from moescope.figures import atlases as atlas_figure
+from moescope.figures.axes import layer_names
 from moescope.report import sections, shell
 
 if TYPE_CHECKING:
@@ -48,10 +49,8 @@ def write_atlas(
     found = atlas(store, by=by, effects=effects, seed=seed)
     drawn = figures.draw(found)
     cards = {
-        int(layer): [
-            Markup(card._repr_html_()) for card in cards_of_layer(store, found, int(layer), None, tokens, contexts)
-        ]
-        for layer in found["layer"].values
+        name: [Markup(card._repr_html_()) for card in cards_of_layer(store, found, str(site), None, tokens, contexts)]
+        for name, site in zip(layer_names(found), found["site"].values, strict=True)
     }
     return shell.put(
         target,

@@ -86,12 +86,13 @@ def write(
     hidden: Sequence[float] | None = None,
     name: str = "made/up",
     phase: np.ndarray | None = None,
+    keys: Sequence[str] | None = None,
 ) -> Store:
     """Writes the truth as a store in `cuts` shards, cut between contexts."""
     numbers = list(layers) if layers is not None else list(range(len(n_experts)))
     sites = [
         SiteRecord(
-            key=f"L{layer:03d}",
+            key=f"L{layer:03d}" if keys is None else keys[ordinal],
             layer=layer,
             ordinal=ordinal,
             path=f"model.layers.{layer}.mlp",

@@ -8,6 +8,7 @@ import xarray as xr
 
 from moescope import analysis
 from moescope.errors import MoescopeError
+from moescope.report import write_atlas
 from tests.analysis import function_stores
 from tests.analysis.made_stores import random_truth, write
 
@@ -97,6 +98,31 @@ def test_without_labels_and_with_one_layer_the_rest_stands(tmp_path):
     one = analysis.atlas(write(tmp_path / "t", made, [4], {"domain": ["x"] * 8}))
     assert "all documents carry one domain" in one.attrs["absent"]
     assert len(analysis.table(one)) == 4
+
+
+def test_two_routers_of_one_layer_are_kept_apart(tmp_path):
+    keys = ["L000-attention", "L000-mlp", "L001-mlp"]
+    made = random_truth(np.random.default_rng(0), 12, [4, 4, 3], [2, 1, 1])
+    store = write(tmp_path / "s", made, [4, 4, 3], {"domain": ["x", "y"] * 6}, layers=[0, 0, 1], keys=keys)
+    similarity, redundant = np.full((3, 4, 4), np.nan), np.zeros((3, 4, 4), dtype=bool)
+    for row, (i, j) in enumerate([(0, 1), (2, 3), (0, 2)]):
+        similarity[row, [i, j], [j, i]], redundant[row, [i, j], [j, i]] = 0.9, True
+    dims = ("layer", "expert", "other")
+    coords = {"layer": [0, 0, 1], "site": ("layer", keys), "expert": range(4)}
+    similar = xr.Dataset({"similarity": (dims, similarity), "redundant": (dims, redundant)}, coords=coords)
+    effects = xr.DataArray(np.arange(12.0).reshape(3, 4), dims=("layer", "expert"), coords=coords)
+    found = analysis.atlas(store, similar=similar.isel(layer=[2, 1, 0]), effects=effects.isel(layer=[1, 2, 0]))
+    assert [found["similar"].values[row, e, 0] for row, e in ((0, 0), (1, 2), (2, 0))] == [1, 3, 2]
+    assert np.isnan(found["similar"].values[1, 0]).all()
+    np.testing.assert_array_equal(found["effect"].values, effects.values)
+    with pytest.raises(MoescopeError, match="coordinate `site`"):
+        analysis.atlas(store, effects=effects.drop_vars("site"))
+    card = analysis.card(store, "L000-mlpE2", found)
+    assert (card.name, card.layer, card.values["effect"], card.similar[0][0]) == ("L000-mlpE2", 0, 6, "L000-mlpE3")
+    with pytest.raises(MoescopeError, match="name one: L000-attention or L000-mlp"):
+        analysis.card(store, "L0E2", found)
+    page = write_atlas(store, tmp_path / "atlas.html").read_text()
+    assert all(f"id='{key}E0'" in page for key in keys)
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,8 @@ def test_analyses_suggest_recipes_and_say_so() -> None:
     assert [(type(e), e.layer, e.expert) for e in steer.edits] == [(Promote, 5, (1,)), (Demote, 2, (0,))]
     lowest = Recipe.from_importance(result(values[..., 0], names=["reap"]), "reap", lowest=2, kind="zero")
     assert [(e.kind, e.layer, e.expert) for e in lowest.edits] == [("zero", 2, (0,)), ("zero", 2, (1,))]
+    two = result(values).assign_coords(layer=[2, 2], site=("layer", ["L002-attention", "L002-mlp"]))
+    assert [e.layer for e in Recipe.from_npmi(two, "a", top=3).edits] == ["L002-mlp", "L002-mlp", "L002-attention"]
     table = result(values[..., 0], names=["absmax"])
     table["super"] = (("layer", "expert"), np.array([[False, True, False], [True, False, False]]))
     assert [(e.layer, e.expert) for e in Recipe.from_super_experts(table).edits] == [(5, (0,)), (2, (1,))]
