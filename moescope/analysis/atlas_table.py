@@ -210,7 +210,7 @@ def _rows(layer: xr.DataArray, axis: LayerAxis) -> list[int | None]:
         own, known = layer.values.tolist(), axis.layers.tolist()
         if len(set(known)) < len(known):
             raise MoescopeError(
-                "Some layers of this store have two routers: a result to take in needs the coordinate `site` along layer."
+                "Some layers of this store have two routers: what is handed in needs the coordinate `site` along layer."
             )
     return [known.index(name) if name in known else None for name in own]
 

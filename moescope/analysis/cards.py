@@ -25,7 +25,7 @@ class Card:
     """One expert, for a person to read.
 
     Attributes:
-        layer, expert: which one; name: as people write it, "L3E7", or with the site's key where a layer has two routers.
+        layer, expert: which one; name: as people write it, "L3E7", or "L003-attentionE7" where a layer has two routers.
         values: its row of the atlas, by name; missing parts are absent.
         predecessors, successors, similar: (name, lift or similarity), strongest first.
         tokens: the tokens it prefers.

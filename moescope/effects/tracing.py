@@ -86,8 +86,8 @@ def expert_effects(
         pass  # refused here, before anything is run
     census = corpus.census()
     question = {
-        "model": model.weights_fingerprint, "edits": list(model.edits), "corpus": census.hash, "kind": kind, "max_length": max_length,
-        "sites": [site.key for site in sites], "rows": rows,
+        "model": model.weights_fingerprint, "edits": list(model.edits), "corpus": census.hash, "kind": kind,
+        "max_length": max_length, "sites": [site.key for site in sites], "rows": rows,
     }  # fmt: skip
     kept = _Kept(None if out is None else Path(out), question, len(trials))
     for context in sequences(corpus, model.tokenizer, max_length):
