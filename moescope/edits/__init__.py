@@ -12,13 +12,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moescope.edits.checkpoint import Change, Written, plan, write
+    from moescope.edits.changes import Change
+    from moescope.edits.checkpoint import Written, plan, write
     from moescope.edits.edit import Demote, Edit, Mask, Merge, Promote, Prune, Replace, Route, Rows, Scale, Zero
     from moescope.edits.pruning import pruned_experts
     from moescope.edits.recipe import Recipe
 
 _HOME = {
-    "Change": "checkpoint",
+    "Change": "changes",
     "Demote": "edit",
     "Edit": "edit",
     "Mask": "edit",

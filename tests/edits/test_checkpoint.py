@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import moescope as ms
 from moescope.edits import Demote, Mask, Promote, Recipe, Route, Rows, Scale, Zero, plan, write
-from moescope.edits import checkpoint as checkpoint_module
+from moescope.edits import changes as changes_module
 from moescope.hooks import load
 from moescope.hooks.loading import model_class
 from moescope.hooks.taps import Tap, Want
@@ -218,8 +218,8 @@ def test_a_norm_after_the_expert_is_refused(tmp_path: Path) -> None:
 
 def test_a_failed_proof_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = saved("qwen3_moe", tmp_path / "source")
-    real = checkpoint_module.multiply
-    monkeypatch.setattr(checkpoint_module, "multiply", lambda f, s, i, factor: real(f, s, i, factor * 1.5))
+    real = changes_module.multiply
+    monkeypatch.setattr(changes_module, "multiply", lambda f, s, i, factor: real(f, s, i, factor * 1.5))
     with pytest.raises(ms.RefusedError, match="differs from the live edit"):
         write(Recipe([Scale(layer=2, expert=3, factor=3.0)]), source, tmp_path / "out")
     assert [file.name for file in tmp_path.iterdir()] == ["source"]
