@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moescope import analysis, decoding, edits, effects, figures, report, unlearning
     from moescope.capturing import Activations, CachedRun, Corpus, capture, capture_cache
-    from moescope.edits import Demote, Mask, Promote, Prune, Recipe, Replace, Route, Rows, Scale, Zero
+    from moescope.edits import Demote, Mask, Merge, Promote, Prune, Recipe, Replace, Route, Rows, Scale, Zero
     from moescope.errors import CorpusError, MoescopeError, RefusedError, StoreError
     from moescope.hooks import Model, load, wrap
     from moescope.store import Store, open
@@ -33,6 +33,7 @@ _HOMES = {
     "Model": "moescope.hooks",
     "MoescopeError": "moescope.errors",
     "Promote": "moescope.edits",
+    "Merge": "moescope.edits",
     "Prune": "moescope.edits",
     "Recipe": "moescope.edits",
     "RefusedError": "moescope.errors",
@@ -52,7 +53,7 @@ _HOMES = {
 _MODULES = ("analysis", "decoding", "edits", "effects", "figures", "report", "unlearning")
 
 __all__ = [
-    "Activations", "CachedRun", "Corpus", "CorpusError", "Demote", "Mask", "Model", "MoescopeError", "Promote",
+    "Activations", "CachedRun", "Corpus", "CorpusError", "Demote", "Mask", "Merge", "Model", "MoescopeError", "Promote",
     "Prune", "Recipe", "RefusedError", "Replace", "Route", "Rows", "Scale", "Store", "StoreError", "Zero", "analysis",
     "capture", "capture_cache", "decoding", "edits", "effects", "figures", "load", "open", "report",
     "unlearning", "wrap",
