@@ -114,6 +114,7 @@ def provenance(store: Store | None, **parameters: Any) -> dict[str, Any]:
             "store_status": store.status,
             "store_tokens": int(store.n_tokens),
             "model": manifest.model.name,
+            "config_hash": manifest.model.config_hash,
             "corpus": manifest.corpus.source,
         }
         if manifest.settings.get("edits"):  # not the plain model's routing

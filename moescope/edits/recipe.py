@@ -211,7 +211,7 @@ class Recipe(BaseModel):
             stage: of the scaling; the paper leaves it open.
         """
         edits, source = suggested.by_npmi(result, label, top, factor, stage)
-        return cls(edits, suggested_by=source)
+        return cls(edits, suggested_by=source, config_hash=result.attrs.get("config_hash"))
 
     @classmethod
     def from_cognitive_experts(
@@ -224,7 +224,7 @@ class Recipe(BaseModel):
             top, factor, stage: as in `from_npmi`.
         """
         edits, source = suggested.by_cognitive_experts(result, top, factor, stage)
-        return cls(edits, suggested_by=source)
+        return cls(edits, suggested_by=source, config_hash=result.attrs.get("config_hash"))
 
     @classmethod
     def from_risk_difference(cls, result: xr.Dataset, label: str, promote: int = 0, demote: int = 0) -> Recipe:
@@ -236,7 +236,7 @@ class Recipe(BaseModel):
             promote, demote: how many experts of the whole model.
         """
         edits, source = suggested.by_risk_difference(result, label, promote, demote)
-        return cls(edits, suggested_by=source)
+        return cls(edits, suggested_by=source, config_hash=result.attrs.get("config_hash"))
 
     @classmethod
     def from_importance(cls, result: xr.Dataset, criterion: str, lowest: int, kind: Silence = "mask") -> Recipe:
@@ -249,7 +249,7 @@ class Recipe(BaseModel):
             kind: what to do with them.
         """
         edits, source = suggested.by_importance(result, criterion, lowest, kind)
-        return cls(edits, suggested_by=source)
+        return cls(edits, suggested_by=source, config_hash=result.attrs.get("config_hash"))
 
     @classmethod
     def from_groups(cls, result: xr.Dataset, keep: Literal["all", "first"] = "all", align: bool = True) -> Recipe:
@@ -264,7 +264,7 @@ class Recipe(BaseModel):
             MoescopeError: not such a result, or no group of more than one.
         """
         edits, source = suggested.by_groups(result, keep, align)
-        return cls(edits, suggested_by=source)
+        return cls(edits, suggested_by=source, config_hash=result.attrs.get("config_hash"))
 
     @classmethod
     def from_super_experts(cls, result: xr.Dataset, kind: Silence = "zero") -> Recipe:
@@ -274,7 +274,7 @@ class Recipe(BaseModel):
             MoescopeError: it found none.
         """
         edits, source = suggested.by_super_experts(result, kind)
-        return cls(edits, suggested_by=source)
+        return cls(edits, suggested_by=source, config_hash=result.attrs.get("config_hash"))
 
 
 def _merging(model: Model, key: str, merges: list[Merge]) -> list[Act]:

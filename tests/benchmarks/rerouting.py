@@ -1,6 +1,6 @@
-"""What rerouting at test time (R2-T2) does to answers: bundled arithmetic problems, with intervals, whatever comes.
+"""What rerouting at test time (R2-T2) does to answers: a small sample of arithmetic problems, with intervals.
 
-The first 150 problems are references, the last 60 are asked: plainly, with their routing moved toward the nearest
+The first 100 problems are references, the last 40 are asked: plainly, with their routing moved toward the nearest
 references that were answered correctly, and toward random ones. Both objectives, the paper's numbers.
 
 `python -m tests.benchmarks.rerouting` writes the results file (many minutes); busy machines give the same numbers.
@@ -20,7 +20,7 @@ from moescope.data import ARITHMETIC
 from tests.benchmarks.answers import MOST
 
 RESULTS = Path(__file__).with_name("rerouting.json")
-REFERENCES, ASKED = 150, 60
+REFERENCES, ASKED = 100, 40
 OBJECTIVES: tuple[Literal["answers", "routing"], ...] = ("routing", "answers")
 
 

@@ -141,6 +141,10 @@ def test_another_models_recipe_is_refused() -> None:
     recipe = Recipe([Zero(layer=1, expert=1)], config_hash="0" * 32)
     with pytest.raises(ms.MoescopeError, match="another model"):
         model().edited(recipe)
+    found = result(np.ones((2, 3, 2)))
+    found.attrs["config_hash"] = "0" * 32  # what a store says of its model
+    with pytest.raises(ms.MoescopeError, match="another model"):
+        model().edited(Recipe.from_npmi(found, "a"))
     same = Recipe(recipe.edits, config_hash=model().config_hash)
     with model().edited(same):
         pass
