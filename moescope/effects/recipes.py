@@ -17,7 +17,7 @@ from moescope.hooks import Model
 DRAWS = 2000  # bootstrap draws of documents
 CONTROL = (
     "each control does the same edits to random experts of the same layers that the recipe leaves alone; p = (1 + "
-    "controls that change the loss at least as much, in the same direction) / (1 + controls)"
+    "controls at least as far from the median of recipe and controls, on either side) / (1 + controls)"
 )
 
 
@@ -87,13 +87,12 @@ def beside_controls(
         change = mean[1:] - mean[0]
         control_change[:, label] = change[1:]
         low, high = _interval(nats[1] - nats[0], tokens, rng)
-        extreme = change[1:] >= change[0] if change[0] >= 0 else change[1:] <= change[0]
         between = np.quantile(change[1:], [0.025, 0.975]) if controls else (np.nan, np.nan)
         values = (
             mean[0], mean[1], change[0], low, high, losses.divergence[1, here].sum() / tokens.sum(),
             losses.divergence[2:, here].sum() / tokens.sum() / controls if controls else np.nan, tokens.sum(),
             len(here), change[1:].mean() if controls else np.nan, *between,
-            (1 + extreme.sum()) / (1 + controls) if controls else np.nan,
+            p_beside(change[0], change[1:]) if controls else np.nan,
         )  # fmt: skip
         for name, value in zip(rows, values, strict=True):
             rows[name].append(value)
@@ -104,6 +103,17 @@ def beside_controls(
         attrs=_attrs(model, corpus, losses, "effect", by)
         | {"controls": controls, "seed": seed, "control": CONTROL, "edits": describe(recipe), "table": "label"},
     )
+
+
+def p_beside(change: float, controls: np.ndarray) -> float:
+    """How often one of n + 1 alike changes lies this far out, whichever it is and on whichever side.
+
+    The side is not chosen by looking at the change: that would halve the p of every recipe that does nothing special.
+    The middle is that of all of them, so that the recipe's own stands out no more than any other would.
+    """
+    middle = np.median(np.append(controls, change))
+    far = np.abs(controls - middle) >= abs(change - middle) * (1 - 1e-9)
+    return float((1 + far.sum()) / (1 + len(controls)))
 
 
 def sweep(

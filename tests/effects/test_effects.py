@@ -15,6 +15,7 @@ from moescope.data import CORPUS
 from moescope.edits import Mask, Recipe, Route, Scale, Zero
 from moescope.effects import document_losses, effect, expert_effects, matched, sweep
 from moescope.effects import tracing as tracing_module
+from moescope.effects.recipes import p_beside
 from moescope.hooks import Model, load
 from tests.capturing.texts import model, rows
 
@@ -64,6 +65,15 @@ def test_effects_are_means_over_the_tokens_of_a_label() -> None:
         assert row["low"] <= row["change"] <= row["high"]
         assert row["p"].item() in {0.25, 0.5, 0.75, 1.0}
     assert result["control_change"].shape == (3, 2)
+
+
+def test_p_holds_its_level_and_sees_either_side() -> None:
+    draws = np.random.default_rng(0).normal(0.3, 1, (4000, 20))
+    p = np.array([p_beside(row[0], row[1:]) for row in draws])  # the recipe's experts are as random as the controls
+    assert [(p <= level).mean() for level in (0.05, 0.1, 0.5)] == pytest.approx([0.05, 0.1, 0.5], abs=0.025)
+    raised = np.linspace(0.5, 1.5, 19)
+    assert p_beside(9.0, raised) == p_beside(-2.0, raised) == 0.05
+    assert p_beside(1.0, raised) == p_beside(0.3, np.array([0.1])) == 1
 
 
 def test_controls_are_as_many_random_experts_of_the_same_layers() -> None:
