@@ -59,7 +59,11 @@ class Scale(_OfExperts):
 
 
 class Mask(_OfExperts):
-    """Never select these experts: the family's own selection goes on among the others."""
+    """Never select these experts: the family's own selection goes on among the others.
+
+    Where weights are shares of a softmax over all experts and there is no selection bias, the others' shares grow by
+    what the masked ones had, at every token, as if those were pruned.
+    """
 
     kind: Literal["mask"] = "mask"
 

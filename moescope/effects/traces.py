@@ -48,7 +48,8 @@ def trace_experts(
 
     How to read it: with the loss as metric, a positive `effect` says that the answer becomes less likely; with a
     difference of logits, a negative one does. Trust an expert where the interval does not hold 0 and `p` is small among
-    the experts of its layer; where `tokens` is 0 nothing was changed.
+    the experts of its layer. Where `tokens` is 0 nothing was changed, but by masks in families whose weights are shares
+    of a softmax over all experts, never divided by their sum: without the masked expert all other shares grow.
 
     Args:
         model: a model with a tokenizer.
