@@ -19,7 +19,7 @@ from moescope.errors import MoescopeError, RefusedError
 from moescope.hooks.call_reader import experts_arguments
 from moescope.hooks.choosing import GONE, Choosing, Wish
 from moescope.hooks.facts import Undo, flat
-from moescope.hooks.parts import replace_parts
+from moescope.hooks.parts import digest_of, replace_parts
 from moescope.hooks.readings import SiteReading, rank_and_summarise
 from moescope.hooks.rows import EVERYWHERE, TouchedRows, Where
 from moescope.hooks.sites import Site, expert_modules, plain_path
@@ -69,6 +69,7 @@ class Act:
         said += [f"x {self.factor:g} ({self.stage})"] * (self.kind == "scale")
         said += [f"ranks {', '.join(map(str, self.ranks))}"] * bool(self.ranks)
         said += [f"p {self.factor:g}"] * (self.kind == "top_p")
+        said += [f"tensors {digest_of(self.tensors)}"] if self.tensors is not None else []
         said += ["not renormalised"] * (self.kind in ("ranks", "top_p") and not self.renormalise)
         said += [str(self.where)] * (not self.where.everywhere)
         return f"{self.kind} {', '.join(said)}"

@@ -7,6 +7,7 @@ belong to none of them.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from moescope.hooks.sites import Site, expert_modules, plain_path
 if TYPE_CHECKING:
     from moescope.hooks.facts import Undo
 
+DIGEST_VALUES = 4096  # of each tensor: enough to tell two trainings apart, and quick
 PLACE = re.compile(r"^(?P<path>[^\[\]]+)(\[(?P<first>\d+)(:(?P<end>\d+))?\])?$")
 
 
@@ -128,6 +130,16 @@ def replace_parts(hf: nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[Un
             undo.append(_putting_back(old, old.detach().clone()))
             old.copy_(new)
     return undo
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """blake2b-64 of evenly spaced numbers of some tensors, by name: what tells a kept run with others from this one."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().flatten()
+        some = values[:: max(1, len(values) // DIGEST_VALUES)].double().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + some.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _putting_back(place: torch.Tensor, bits: torch.Tensor) -> Callable[[], None]:

@@ -51,6 +51,18 @@ def test_written_equals_live(name: str, tmp_path: Path) -> None:
     assert sorted(file.name for file in done.path.glob("*.safetensors")) == ["model.safetensors"]
 
 
+def test_other_tensors_are_another_edit() -> None:
+    made = ms.wrap(build("qwen2_moe"), None)
+    one, said = scrambled(made, made.sites[-1].key), []
+    (tensors,) = one._held.values()
+    other = {name: tensor.clone() for name, tensor in tensors.items()}
+    next(iter(other.values()))[0] += 1
+    for held in (tensors, other, tensors):
+        with made.edited(one.holding({one.edits[0].file: held})):
+            said.append(list(made.edits))
+    assert said[0] == said[2] != said[1]
+
+
 def test_an_edit_before_a_replacement_is_not_written_over(tmp_path: Path) -> None:
     source = saved("qwen2_moe", tmp_path / "source")
     model = load(str(source))
