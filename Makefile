@@ -40,7 +40,10 @@ bench: $(READY) ## Run the benchmarks (minutes) and write their results file
 families: $(READY) ## Check every family of the zoo and write the README's table of them
 	$(BIN)/python -m tests.zoo.table
 
+readme: $(READY) ## Write the README's table of analyses
+	$(BIN)/python -m tests.readme
+
 clean: ## Remove what was made here, except captured stores
 	rm -rf $(VENV) build dist *.egg-info
 
-.PHONY: help install demo test lint types bench families clean
+.PHONY: help install demo test lint types bench families readme clean

@@ -26,11 +26,11 @@ from moescope.capturing.batches import batches
 from moescope.capturing.run import readings, want
 from moescope.data import CORPUS, MODEL
 from moescope.hooks import Model
+from tests import readme
 
 RESULTS = Path(__file__).with_name("capture.json")
 BACKENDS = Path(__file__).with_name("backends.json")
-README = Path(__file__).parents[2] / "README.md"
-BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
+PART = "benchmarks: written by `make bench`"
 ROUNDS = 5
 BATCH_TOKENS = 2048
 TARGETS = {"routing": 0.97, "experts": 0.90, "loop": 1.3, "bytes": 30}
@@ -192,13 +192,6 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_readme(text: str) -> None:
-    """Put the table between its marks."""
-    page = README.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
-
-
 def main() -> None:
     """Measure, print, and write the results file and the README."""
     model = build()
@@ -213,5 +206,5 @@ def main() -> None:
         "targets": TARGETS,
     }
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    write_readme(table(results))
+    readme.put(PART, table(results))
     print(table(results))

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from moescope.errors import RefusedError
 from moescope.hooks import Model, wrap
+from tests import readme
 
 from .building import build
 from .families import ZOO
 
-README = Path(__file__).parents[2] / "README.md"
-BEGIN, END = "<!-- families: written by `make families` -->", "<!-- end of families -->"
+PART = "families: written by `make families`"
 COLUMNS = ("family", "sites", "experts", "active", "score", "shared", "verdict", "rebuild error")
 
 
@@ -81,10 +80,7 @@ def _bound(error: float | None) -> str:
 
 def main() -> None:
     """Write the README's table."""
-    page = README.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    table = markdown([row(name) for name in names()])
-    README.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    readme.put(PART, markdown([row(name) for name in names()]))
 
 
 if __name__ == "__main__":

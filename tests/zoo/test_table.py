@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from tests import readme
+
 from . import REFUSED, ZOO
-from .table import BEGIN, END, README, markdown, names, row
+from .table import PART, markdown, names, row
 
 
 def lines() -> list[str]:
-    table = README.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
-    return [line for line in table.splitlines() if line.startswith("| ") and not line.startswith("| family")]
+    return [
+        line for line in readme.shown(PART).splitlines() if line.startswith("| ") and not line.startswith("| family")
+    ]
 
 
 def test_every_family_stands_in_it_once() -> None:
