@@ -201,6 +201,11 @@ def _shard_sums(
             rows = slice(start, min(start + ROWS, document.size))
             kept = document[rows] >= 0
             scores = token_scores(shard.logits(site.key, rows)[kept], rule.k or site.top_k, rule)
+            if not np.isfinite(scores).all():
+                raise MoescopeError(
+                    f"Layer {site.layer} has top logits that are not finite (experts masked while it was captured?): "
+                    'they score nothing as logits; ask for value="probability", or a smaller k.'
+                )
             np.add.at(total, document[rows][kept], scores)
         found.append(total)
     return found

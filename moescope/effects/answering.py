@@ -35,7 +35,8 @@ def solving(
 
     How to read it: `solved` is a share with a 95 % interval (Wilson); `gained` and `lost` are problems against plain
     decoding of the same ones, and `p` is McNemar's exact test of the two. The recipe's experts matter where it differs
-    from plain and random experts do not. Random recipes are pooled: their interval is that of all their answers.
+    from plain and random experts do not. Of several random recipes the mean is shown, with a bootstrap interval over
+    problems, and no p: their answers to one problem are not independent.
 
     Args:
         model: a model with a tokenizer.
@@ -80,7 +81,7 @@ def solving(
         own = [attempt(at_strength(recipe, factor))]
         random = [attempt(at_strength(other, factor)) for other in others]
         for column, found in enumerate([[(plain, plain_tokens)], own, *[random] * bool(controls)]):
-            row = _row(np.concatenate([right for right, _ in found]), np.tile(plain, len(found)))
+            row = _row([right for right, _ in found], plain)
             for name, value in zip(COLUMNS, (*row, np.mean([tokens for _, tokens in found])), strict=True):
                 values[name][place, column] = value
     return xr.Dataset(
@@ -94,8 +95,16 @@ def solving(
     )  # fmt: skip
 
 
-def _row(right: np.ndarray, plain: np.ndarray) -> tuple[float, ...]:
-    low, high = interval(right)
-    gained, lost = int((right & ~plain).sum()), int((plain & ~right).sum())
-    p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return float(right.mean()), low, high, gained, lost, p
+def _row(found: Sequence[np.ndarray], plain: np.ndarray) -> tuple[float, ...]:
+    """One routing's figures, or those of several random ones: the unit is a problem, however often it was tried."""
+    right = np.stack(found).astype(np.float64)  # [recipe, problem]
+    gained, lost = (right * ~plain).sum(axis=1).mean(), ((1 - right) * plain).sum(axis=1).mean()
+    if len(found) == 1:
+        low, high = interval(found[0])
+        p = float(binomtest(int(gained), int(gained + lost)).pvalue) if gained + lost else 1.0
+    else:
+        share = right.mean(axis=0)
+        draws = np.random.default_rng(0).integers(0, share.size, (2000, share.size))
+        low, high = (float(bound) for bound in np.quantile(share[draws].mean(axis=1), (0.025, 0.975)))
+        p = np.nan
+    return float(right.mean()), low, high, float(gained), float(lost), p

@@ -96,3 +96,13 @@ def test_mistakes_are_named(tmp_path):
             analysis.tcess(store, **wrong)
     with pytest.raises(MoescopeError, match="one label"):
         analysis.tcess_from_documents(np.ones((3, 1, 2)), np.ones(3), ["a"])
+
+
+def test_a_masked_experts_logit_is_no_score(tmp_path):
+    truth = function_stores.random_truth(np.random.default_rng(0), 6, (4, 3), k=2, longest=9)
+    truth.logits[1][:, 1:] = -np.inf  # one of three experts is left, and two are asked for
+    store = function_stores.write(tmp_path / "s", truth, labels=list("ababab"))
+    share = analysis.tcess(store, permutations=0, resamples=0)["tcess"].isel(layer=1)
+    assert np.isfinite(share.values[:3]).all()
+    with pytest.raises(MoescopeError, match="not finite"):
+        analysis.tcess(store, value="logit", permutations=0, resamples=0)

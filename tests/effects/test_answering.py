@@ -40,7 +40,10 @@ def test_counts_are_those_of_answers_one_at_a_time() -> None:
             ]
         row = result.sel(factor=30.0, routing=routing)
         assert row["solved"].item() == pytest.approx(np.mean(right))
-        assert row["gained"].item() - row["lost"].item() == sum(right) - 4 * len(recipes)
+        assert row["gained"].item() - row["lost"].item() == pytest.approx(sum(right) / len(recipes) - 4)
+        # Two recipes answer each problem twice, and these answers are not independent: no exact test of them.
+        assert np.isnan(row["p"].item()) == (routing == "random experts")
+        assert row["low"].item() <= row["solved"].item() <= row["high"].item()
     as_given = solving(made, asked, RECIPE, controls=0, max_new_tokens=4)
     assert list(as_given["routing"].values) == ["plain", "recipe"]
     assert np.isnan(as_given["factor"].values).all()
