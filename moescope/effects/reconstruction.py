@@ -55,8 +55,8 @@ def naee(
     """The reconstruction loss of each layer's block over sets of dropped experts, and the set to drop.
 
     How to read it: `loss` is how far the block's output moves without the set in `dropped`, as a share of its own size;
-    hold it against `random_loss`, sets dropped at random. `naee` is an expert's own score, high where the block misses
-    it.
+    hold it against `random_loss`, sets dropped at random. The set is the best of those tried on these tokens: being
+    better than random ones is no test of it. `naee` is an expert's own score, high where the block misses it.
 
     Args:
         model: a model with a tokenizer.
@@ -75,9 +75,9 @@ def naee(
     Returns:
         Dataset with dims (layer, expert): naee (exact and sampled: the mean loss of the tried sets that drop the
             expert; greedy: the loss without it alone), naee_low, naee_high (95 %, documents drawn anew), dropped
-            (bool), order (greedy: 1 went first; NaN otherwise); (layer): loss, sets (tried), p = (1 + random sets that
-            lose no more) / (1 + controls); (layer, control): random_loss. Losses are |y' - y| / |y| (Frobenius) of the
-            block's output y, shared experts included, over all tokens.
+            (bool), order (greedy: 1 went first; NaN otherwise); (layer): loss, sets (tried); (layer, control):
+            random_loss. Losses are |y' - y| / |y| (Frobenius) of the block's output y, shared experts included, over
+            all tokens.
 
     Raises:
         MoescopeError: too many experts to drop, no tokenizer, an unknown layer.
@@ -111,7 +111,7 @@ def naee(
     gone = axis.pad([part["dropped"].astype(float) for part in found])
     return xr.Dataset(
         variables
-        | {name: ("layer", [part[name] for part in found]) for name in ("loss", "sets", "p")}
+        | {name: ("layer", [part[name] for part in found]) for name in ("loss", "sets")}
         | {
             "dropped": (cell, gone == 1),
             "random_loss": (("layer", "control"), np.stack([part["random_loss"] for part in found])),
@@ -265,7 +265,6 @@ def _of_layer(
     return {
         "naee": naee, "naee_low": low, "naee_high": high, "order": order, "loss": loss, "sets": n_tried,
         "dropped": np.isin(np.arange(n), best), "random_loss": random_loss,
-        "p": (1 + (random_loss <= loss).sum()) / (1 + controls) if controls else np.nan,
         "search": "exact" if exact else "sampled" if search == "sampled" else "greedy",
     }  # fmt: skip
 
