@@ -166,20 +166,19 @@ def apply(
     if out is None and not dry_run:
         raise MoescopeError("Name the new folder with --to, or ask for --dry-run.")
     screen.quiet_transformers()
-    from moescope.edits import Recipe, plan, write
+    from moescope.edits import Recipe, plan, plan_leaving, write
 
     edits = Recipe.load(recipe)
-    if dry_run and any(edit.kind == "prune" for edit in edits.edits):
-        raise MoescopeError("Pruning rewrites every shard; there is no list of changed tensors to show.")
     if dry_run:
-        changes = plan(edits, source, approximate=approximate)
+        leaving = plan_leaving(edits, source)
+        prunes = any(edit.kind == "prune" for edit in edits.edits)
+        changes = [] if prunes else plan(edits, source, approximate=approximate)
         if json:
-            screen.print_json([_plain(change) for change in changes])
+            screen.print_json({"changes": [_plain(change) for change in changes], "leaving": leaving})
             return
-        for change in changes:
+        for change in [*changes, *leaving]:
             screen.say(str(change))
-        leaving = sum(len(getattr(edit, "gone", ())) for edit in edits.edits)
-        more = f", and {leaving} merged experts would leave" if leaving else ""
+        more = f", and {len(leaving)} tensors would be cut, renamed or gone" if leaving else ""
         if any(edit.kind == "route" for edit in edits.edits):
             more += ", and the configuration's number of experts for each token"
         screen.say(f"{len(changes)} tensor parts would change{more}; nothing was written")

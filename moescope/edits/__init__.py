@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moescope.edits.changes import Change
-    from moescope.edits.checkpoint import Written, plan, write
+    from moescope.edits.checkpoint import Written, plan, plan_leaving, write
     from moescope.edits.edit import Demote, Edit, Mask, Merge, Promote, Prune, Replace, Route, Rows, Scale, Zero
     from moescope.edits.pruning import pruned_experts
     from moescope.edits.recipe import Recipe
@@ -34,13 +34,14 @@ _HOME = {
     "Written": "checkpoint",
     "Zero": "edit",
     "plan": "checkpoint",
+    "plan_leaving": "checkpoint",
     "pruned_experts": "pruning",
     "write": "checkpoint",
 }
 
 __all__ = [
     "Change", "Demote", "Edit", "Mask", "Merge", "Promote", "Prune", "Recipe", "Replace", "Route", "Rows", "Scale",
-    "Written", "Zero", "plan", "pruned_experts", "write",
+    "Written", "Zero", "plan", "plan_leaving", "pruned_experts", "write",
 ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from moescope.edits.changes import Change, apply_change, expert_changes, tensor_
 from moescope.edits.edit import Merge, Replace
 from moescope.edits.files import INDEX, copy_checkpoint, tensors_of
 from moescope.edits.narrowing import HINT, narrowed, write_top_k
-from moescope.edits.pruning import pruned_experts, require_prunable, write_pruned
+from moescope.edits.pruning import leaving_tensors, pruned_experts, require_prunable, write_pruned
 from moescope.edits.recipe import Recipe
 from moescope.errors import MoescopeError, RefusedError
 
@@ -77,7 +77,7 @@ def plan(recipe: Recipe, source: str | Path, *, approximate: bool = False) -> li
     if any(isinstance(edit, Merge) for edit in given):
         recipe = _worked_out(recipe, sites, folder)
     elif pruned_experts(recipe, sites):
-        raise MoescopeError("Pruning changes the names and shapes of tensors; see `moescope.edits.pruned_experts`.")
+        raise MoescopeError("Pruning changes the names and shapes of tensors; see `moescope.edits.plan_leaving`.")
     if narrowed(recipe, sites) is not None:
         return []  # a number in the configuration, no tensor
     changes: list[Change] = []
@@ -98,6 +98,22 @@ def plan(recipe: Recipe, source: str | Path, *, approximate: bool = False) -> li
         for expert in getattr(edit, "expert", ()):
             changes += expert_changes(hf, site, known, folder, edit, expert, approximate)
     return changes
+
+
+def plan_leaving(recipe: Recipe, source: str | Path) -> list[str]:
+    """What pruning, or merging with `keep="first"`, does to each stored tensor, a line each; reads headers only.
+
+    Raises:
+        MoescopeError, RefusedError: as `write` would.
+    """
+    folder = _folder(source)
+    hf, sites = _skeleton(folder)
+    recipe.require_consistent()
+    gone = pruned_experts(recipe, sites)
+    if not gone:
+        return []
+    require_prunable(hf.config, sites, gone)
+    return leaving_tensors(hf, sites, gone, folder)
 
 
 def write(

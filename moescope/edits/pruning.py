@@ -116,6 +116,14 @@ def write_pruned(hf: nn.Module, sites: list[Site], gone: dict[str, list[int]], s
     return [*keep, *rename]
 
 
+def leaving_tensors(hf: nn.Module, sites: list[Site], gone: dict[str, list[int]], source: Path) -> list[str]:
+    """What happens to each stored tensor, a line each: places cut out, a new name, or gone. Reads headers only."""
+    keep, rename = _places(hf, sites, gone, tensors_of(source))
+    lines = [f"{name}: {len(stay)} places of its axis {axis} stay" for name, (axis, stay) in keep.items()]
+    return lines + [f"{name}: " + ("goes" if new is None else f"becomes {new}") for name, new in rename.items()
+                    if new != name]  # fmt: skip
+
+
 def _places(
     hf: nn.Module, sites: list[Site], gone: dict[str, list[int]], known: dict[str, Stored]
 ) -> tuple[dict[str, tuple[int, list[int]]], dict[str, str | None]]:

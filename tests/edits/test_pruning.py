@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import moescope as ms
-from moescope.edits import Prune, Recipe, Zero, write
+from moescope.edits import Prune, Recipe, Zero, plan_leaving, write
+from moescope.edits.files import tensors_of
 from moescope.hooks import load
 from tests.edits.test_checkpoint import digest, logits, saved
 
@@ -47,6 +48,22 @@ def test_shards_and_index_are_written_anew(tmp_path: Path) -> None:
         f.name for f in source.glob("*.safetensors")
     )
     assert sum(f.stat().st_size for f in done.path.iterdir()) < sum(f.stat().st_size for f in source.iterdir())
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+def test_what_would_leave_is_what_leaves(name: str, tmp_path: Path) -> None:
+    source = saved(name, tmp_path / "source")
+    recipe = recipe_for(source)
+    lines = dict(line.split(": ", 1) for line in plan_leaving(recipe, source))
+    done = write(recipe, source, tmp_path / "out", verify=False)
+    before, after = ({key: value.shape for key, value in tensors_of(folder).items()} for folder in (source, done.path))
+    gone = {key for key, words in lines.items() if words == "goes"}
+    renamed = {key: words.removeprefix("becomes ") for key, words in lines.items() if words.startswith("becomes")}
+    cut = {key for key, words in lines.items() if "stay" in words}
+    assert len(gone) + len(renamed) + len(cut) == len(lines) > 0
+    assert {renamed.get(key, key) for key in before.keys() - gone} == set(after)
+    for key in before.keys() - gone:
+        assert (before[key] != after[renamed.get(key, key)]) == (key in cut)
 
 
 def test_what_a_configuration_cannot_hold_is_refused(tmp_path: Path) -> None:
