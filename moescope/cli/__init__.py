@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from moescope.cli import captures, editing, importance, models, rerouting, steering, stores, tracing
+from moescope.cli import captures, editing, importance, models, rerouting, steering, stores, tracing, unlearning
 from moescope.cli.screen import fail
 from moescope.errors import MoescopeError
 
@@ -40,6 +40,7 @@ app.command(epilog=steering.STEER_EXAMPLES)(steering.steer)
 app.command(epilog=tracing.TRACE_EXAMPLES)(tracing.trace)
 app.command(epilog=importance.IMPORTANCE_EXAMPLES)(importance.importance)
 app.command("super-experts", epilog=importance.SUPER_EXAMPLES)(importance.super_experts)
+app.command(epilog=unlearning.UNLEARN_EXAMPLES)(unlearning.unlearn)
 app.command(epilog=editing.APPLY_EXAMPLES)(editing.apply)
 
 

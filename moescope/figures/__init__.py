@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from moescope.figures.criteria import criteria_effects, super_expert_effects
     from moescope.figures.domains import domain_specialisation
     from moescope.figures.effects import effect, expert_effects
+    from moescope.figures.forgetting import relearning, unlearning, unlearning_progress
     from moescope.figures.groups import expert_groups
     from moescope.figures.importance_table import importance
     from moescope.figures.loads import load
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
     from moescope.figures.whatif import what_if
 
 _HOME = {
+    "relearning": "forgetting",
+    "unlearning": "forgetting",
+    "unlearning_progress": "forgetting",
     "weight_outliers": "column_outliers",
     "tcess": "tcess_scores",
     "vocabulary_specialisation": "vocabulary",
@@ -139,6 +143,7 @@ __all__ = [
     "output_similarity",
     "paths",
     "placement",
+    "relearning",
     "risk_difference",
     "risk_difference_between",
     "solving",
@@ -152,6 +157,8 @@ __all__ = [
     "trace_layers",
     "trace_paths",
     "trace_positions",
+    "unlearning",
+    "unlearning_progress",
     "vocabulary_specialisation",
     "weight_outliers",
     "weight_similarity",

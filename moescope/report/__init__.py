@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moescope.report.atlas import write_atlas
     from moescope.report.page import render, write
+    from moescope.report.unlearning import write_unlearning
 
-__all__ = ["render", "write", "write_atlas"]
+__all__ = ["render", "write", "write_atlas", "write_unlearning"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "write_unlearning":
+        from moescope.report import unlearning
+
+        return unlearning.write_unlearning
     from moescope.report import atlas, page
 
     return atlas.write_atlas if name == "write_atlas" else getattr(page, name)

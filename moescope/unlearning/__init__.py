@@ -11,15 +11,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moescope.unlearning.comparing import compared
     from moescope.unlearning.evaluation import Evaluation, evaluate, kept_selection
     from moescope.unlearning.examples import Example, read_examples
     from moescope.unlearning.relearning import relearn
     from moescope.unlearning.settings import Settings
+    from moescope.unlearning.studying import Study, study
     from moescope.unlearning.targeting import attribute, best_targets, random_targets
     from moescope.unlearning.training import unlearn_expert
     from moescope.unlearning.unlearned import Unlearned
 
 _HOME = {
+    "Study": "studying",
+    "compared": "comparing",
+    "study": "studying",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
     "kept_selection": "evaluation",
@@ -35,9 +40,21 @@ _HOME = {
 }
 
 __all__ = [
-    "Evaluation", "Example", "Settings", "Unlearned", "attribute", "best_targets", "evaluate",
-    "kept_selection", "random_targets",
-    "read_examples", "relearn", "unlearn_expert",
+    "Evaluation",
+    "Example",
+    "Settings",
+    "Study",
+    "Unlearned",
+    "attribute",
+    "best_targets",
+    "compared",
+    "evaluate",
+    "kept_selection",
+    "random_targets",
+    "read_examples",
+    "relearn",
+    "study",
+    "unlearn_expert",
 ]  # fmt: skip
 
 

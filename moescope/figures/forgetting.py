@@ -1,0 +1,162 @@
+"""What unlearning did: variants side by side with intervals, the terms over the steps, and the relearning attack."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from moescope.figures.theme import BLUE, GREY, ORANGE, plain, template
+
+READ = (
+    "Each dot is one way of unlearning, the bar its 95 % interval (items drawn anew), the thin line the range of its "
+    "runs where there are several; the dotted line is the model before. Orange panels should fall, blue ones stay at "
+    "the line. What falls in both was not unlearned but broken."
+)
+READ_PROGRESS = (
+    "Left: the loss of the forget set should rise and level off while the held-out retain loss (blue) stays "
+    "where it was. Right: the terms that training sees; the anchor falls as the router settles on the target."
+)
+READ_RELEARNING = (
+    "The share of forgotten answers that come back as the whole model is trained on half of them. Facts that return "
+    "without being shown again (blue) were hidden, not erased."
+)
+HOVER = "step %{x}: %{y:.3f}<extra>%{fullData.name}</extra>"
+
+
+def unlearning(result: xr.Dataset) -> go.Figure:
+    """Draws every variant of unlearning beside the model before, a panel for each measure.
+
+    How to read it: see `READ`.
+
+    Args:
+        result: from `unlearning.compared`.
+    """
+    shown = _shown([str(name) for name in result["measure"].values])
+    variants = [str(name) for name in result["variant"].values if str(name) != "before"]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = make_subplots(
+        rows=rows, cols=columns, shared_yaxes=True, horizontal_spacing=0.05, vertical_spacing=0.32 / rows,
+        subplot_titles=[plain(name) for name in shown],
+    )  # fmt: skip
+    for place, name in enumerate(shown):
+        row, column = place // columns + 1, place % columns + 1
+        part = result.sel(measure=name)
+        for trace in _dots(part.sel(variant=variants), ORANGE if name.startswith(("forget", "relearnt")) else BLUE):
+            figure.add_trace(trace, row, column)
+        if "before" in result["variant"].values:
+            figure.add_vline(
+                x=float(part["value"].sel(variant="before")), line={"color": GREY, "dash": "dot", "width": 1.5},
+                row=row, col=column,
+            )  # fmt: skip
+        loss = name.endswith("loss")
+        figure.update_xaxes(row=row, col=column, rangemode="tozero", tickformat=None if loss else ".0%")
+    figure.update_yaxes(type="category", autorange="reversed")
+    figure.update_layout(
+        template=template("light"),
+        height=rows * (74 + 30 * len(variants)) + 50,
+        showlegend=False,
+        margin={"t": 44, "b": 30},
+    )
+    return figure
+
+
+def _shown(measures: list[str]) -> list[str]:
+    sets = list(dict.fromkeys(name.partition(": ")[0] for name in measures if ": " in name))
+    wanted = [f"forget: {measure}" for measure in ("exact", "paraphrase", "extraction")]
+    for name in sets:
+        if name != "forget":
+            kinds = [f"{name}: exact", f"{name}: loss"]
+            wanted.append(next((kind for kind in kinds if kind in measures), kinds[1]))
+    wanted += ["kept", "relearnt_hidden"]
+    if "forget: exact" not in measures:
+        wanted.insert(0, "forget: loss")
+    return [name for name in wanted if name in measures]
+
+
+def _dots(part: xr.Dataset, colour: str) -> list[go.Scatter]:
+    value, names = part["value"].values, [plain(str(name)) for name in part["variant"].values]
+    ranges = go.Scatter(
+        x=[x for low, high in zip(part["least"].values, part["most"].values, strict=True) for x in (low, high, None)],
+        y=[y for name in names for y in (name, name, None)],
+        mode="lines",
+        line={"color": GREY, "width": 1},
+        hoverinfo="skip",
+    )
+    dots = go.Scatter(
+        x=value,
+        y=names,
+        mode="markers",
+        marker={"size": 10, "color": colour},
+        error_x={
+            "type": "data", "symmetric": False, "array": np.nan_to_num(part["high"].values - value),
+            "arrayminus": np.nan_to_num(value - part["low"].values), "color": colour, "thickness": 2.5, "width": 0,
+        },
+        customdata=np.stack([part[name].values for name in ("low", "high", "least", "most")], axis=-1),
+        hovertemplate=(
+            "%{y}<br><b>%{x:.3f}</b><br>95 %: %{customdata[0]:.3f} to %{customdata[1]:.3f}<br>"
+            "runs: %{customdata[2]:.3f} to %{customdata[3]:.3f}<extra></extra>"
+        ),
+    )  # fmt: skip
+    return [ranges, dots]
+
+
+def unlearning_progress(result: xr.Dataset) -> go.Figure:
+    """Draws a run's terms and what was seen of it at its looks.
+
+    How to read it: see `READ_PROGRESS`.
+
+    Args:
+        result: from `Unlearned.progress`.
+    """
+    figure = make_subplots(
+        rows=1, cols=2, horizontal_spacing=0.1, subplot_titles=["losses, nats per token", "terms of the objective"]
+    )
+    names = {"forgotten": ("forget set", ORANGE), "utility": ("held-out retain set", BLUE)}
+    for name, (label, colour) in names.items():
+        if name in result:
+            there = np.isfinite(result[name].values)
+            figure.add_trace(
+                go.Scatter(
+                    x=result["step"].values[there], y=result[name].values[there], name=label,
+                    mode="lines+markers", line={"color": colour}, hovertemplate=HOVER,
+                ), 1, 1,
+            )  # fmt: skip
+    for name, colour in (("forget", ORANGE), ("retain", BLUE), ("anchor", GREY)):
+        if name in result:
+            figure.add_trace(
+                go.Scatter(
+                    x=result["step"].values, y=result[name].values, name=f"{name} term", mode="lines",
+                    line={"color": colour, "width": 1.5}, hovertemplate=HOVER,
+                ), 1, 2,
+            )  # fmt: skip
+    figure.update_xaxes(title_text="step")
+    figure.update_layout(
+        template=template("light"), height=340, legend={"orientation": "h", "y": -0.22}, margin={"t": 44, "b": 30}
+    )
+    return figure
+
+
+def relearning(result: xr.Dataset) -> go.Figure:
+    """Draws how soon forgotten answers come back.
+
+    How to read it: see `READ_RELEARNING`.
+
+    Args:
+        result: from `unlearning.relearn`.
+    """
+    figure = go.Figure()
+    for name, label, colour in (("shown", "shown again", ORANGE), ("hidden", "not shown", BLUE)):
+        figure.add_trace(
+            go.Scatter(
+                x=result["step"].values, y=result[name].values, name=label, mode="lines+markers",
+                line={"color": colour},
+                hovertemplate="%{x} steps: %{y:.0%}<extra>%{fullData.name}</extra>",
+            )
+        )  # fmt: skip
+    figure.update_xaxes(title_text="steps of relearning")
+    figure.update_yaxes(title_text="answered exactly", tickformat=".0%", range=[-0.03, 1.03])
+    figure.update_layout(template=template("light"), height=320, legend={"orientation": "h", "y": 1.14})
+    return figure
