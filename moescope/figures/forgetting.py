@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
@@ -47,10 +49,9 @@ def unlearning(result: xr.Dataset) -> go.Figure:
         for trace in _dots(part.sel(variant=variants), ORANGE if name.startswith(("forget", "relearnt")) else BLUE):
             figure.add_trace(trace, row, column)
         if "before" in result["variant"].values:
-            figure.add_vline(
-                x=float(part["value"].sel(variant="before")), line={"color": GREY, "dash": "dot", "width": 1.5},
-                row=row, col=column,
-            )  # fmt: skip
+            where: dict[str, Any] = {"row": row, "col": column}
+            line = {"color": GREY, "dash": "dot", "width": 1.5}
+            figure.add_vline(x=float(part["value"].sel(variant="before")), line=line, **where)
         loss = name.endswith("loss")
         figure.update_xaxes(row=row, col=column, rangemode="tozero", tickformat=None if loss else ".0%")
     figure.update_yaxes(type="category", autorange="reversed")

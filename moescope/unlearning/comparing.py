@@ -64,7 +64,7 @@ def compared(
                 [run.tokens[name] if measure == "loss" else np.ones(len(run.tokens[name])) for run in some]
             )
             cell = _interval(values, weights, rng)
-            for key, number in zip(table, (*cell, np.nanmin(own), np.nanmax(own)), strict=True):
+            for key, number in zip(table, (*cell, np.fmin.reduce(own), np.fmax.reduce(own)), strict=True):
                 table[key][row, column] = number
         for column, name in enumerate(more, len(pairs)):
             own = [run[name] for run in (figures or {}).get(variant, []) if name in run]
