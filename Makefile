@@ -34,13 +34,14 @@ types: $(READY) ## Check types
 	@cp -R moescope build/types/ && cp -R hooks app data build/types/moescope/
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(READY) ## Run the benchmarks (minutes) and write their results file
-	$(BIN)/python -m tests.benchmarks
+bench: $(READY) ## Run the benchmarks (half an hour, on an idle machine) and write their results files
+	for name in capture decoding applying analyses; do $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
+	$(BIN)/python -m tests.readme
 
 families: $(READY) ## Check every family of the zoo and write the README's table of them
 	$(BIN)/python -m tests.zoo.table
 
-readme: $(READY) ## Write the README's table of analyses
+readme: $(READY) ## Write the README's tables from the registry and the results files
 	$(BIN)/python -m tests.readme
 
 clean: ## Remove what was made here, except captured stores

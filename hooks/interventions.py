@@ -20,7 +20,7 @@ from moescope.hooks.call_reader import experts_arguments
 from moescope.hooks.choosing import GONE, Choosing, Wish
 from moescope.hooks.facts import Undo, flat
 from moescope.hooks.parts import digest_of, replace_parts
-from moescope.hooks.readings import SiteReading, rank_and_summarise
+from moescope.hooks.readings import SiteReading, rank_slots
 from moescope.hooks.rows import EVERYWHERE, TouchedRows, Where
 from moescope.hooks.sites import Site, expert_modules, plain_path
 from moescope.hooks.taps import Tap, Want
@@ -261,7 +261,7 @@ def _at_call(model: Model, site: Site, acts: list[Act], rows: TouchedRows) -> li
             touched = rows.of(act.where)()
             new_ids, new = _changed(act, ids, weights, words[0] if ranked else None, semantics, touched)
             if touched is not None:
-                new_ids = torch.where(touched.unsqueeze(-1), new_ids, ids)
+                new_ids = ids if new_ids is ids else torch.where(touched.unsqueeze(-1), new_ids, ids)
                 new = torch.where(touched.unsqueeze(-1), new, weights)
             ids, weights = new_ids, new
         return (hidden, ids, weights), {}
@@ -287,17 +287,16 @@ def _changed(
         new = torch.where(hit, weights * factor, weights)
         keep_sum = act.kind == "scale" and act.stage == "weight_renormalised"
         return ids, _with_sum_of(weights, new) if keep_sum else new
-    order, _ = rank_and_summarise(semantics, ids, weights, logits)
-    rank = torch.empty_like(order).scatter(-1, order, torch.arange(ids.shape[-1], device=ids.device).expand_as(order))
+    order, scores, _ = rank_slots(semantics, ids, weights, logits)
     if act.kind == "ranks":
-        kept = torch.isin(rank, torch.tensor(act.ranks, device=ids.device))
+        wanted = [rank in act.ranks for rank in range(ids.shape[-1])]
+        by_rank = torch.tensor(wanted, device=ids.device).expand_as(order)
     else:
-        scores = None if logits is None else semantics.scores(logits)
         if scores is None:
             raise RefusedError("top_p needs selection shares, and this family's score function is unproven.")
         shares = (scores / scores.sum(-1, keepdim=True)).gather(-1, ids.gather(-1, order))
-        before = shares.cumsum(-1) - shares
-        kept = (before < act.factor).gather(-1, rank)
+        by_rank = shares.cumsum(-1) - shares < act.factor
+    kept = torch.empty(order.shape, dtype=torch.bool, device=ids.device).scatter_(-1, order, by_rank)
     new = weights.masked_fill(~kept, 0)
     return ids, _with_sum_of(weights, new) if act.renormalise else new
 

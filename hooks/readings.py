@@ -91,15 +91,32 @@ def rank_and_summarise(
     missing: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The rank order of the slots [N, k], missing ones last, and logsumexp, entropy and margin [N] each."""
+    order, scores, margin = rank_slots(semantics, expert, weight, logits, missing)
     unknown = torch.full((len(expert),), torch.nan, device=expert.device)
+    return order, {
+        "logsumexp": unknown if logits is None else logits.float().logsumexp(-1),
+        "entropy": unknown if scores is None else _entropy(scores),
+        "margin": unknown if margin is None else margin,
+    }
+
+
+def rank_slots(
+    semantics: Semantics,
+    expert: torch.Tensor,
+    weight: torch.Tensor,
+    logits: torch.Tensor | None,
+    missing: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """The rank order of the slots [N, k], missing ones last; the scores [N, E] and the margin [N], or None each."""
     if logits is None:
         key = weight.float() if missing is None else weight.float().masked_fill(missing, -torch.inf)
-        return _descending(key), {"logsumexp": unknown, "entropy": unknown, "margin": unknown}
+        return _descending(key), None, None
     values = logits.float()
     scores = semantics.scores(values)
     chooser = semantics.selection_scores(values, scores)
+    margin = None
     if chooser is None:
-        key, margin = weight.float(), unknown
+        key = weight.float()
     else:
         key = chooser.gather(-1, expert)
         margin = key.min(-1).values - chooser.scatter(-1, expert, -torch.inf).max(-1).values
@@ -110,13 +127,9 @@ def rank_and_summarise(
         nobody_rejected = margin == torch.inf
         margin = margin.clamp_min(0).masked_fill(broken | nobody_rejected, torch.nan)
     if missing is not None:
-        key, margin = key.masked_fill(missing, -torch.inf), margin.masked_fill(missing.any(-1), torch.nan)
-    order = _descending(key)
-    return order, {
-        "logsumexp": values.logsumexp(-1),
-        "entropy": unknown if scores is None else _entropy(scores),
-        "margin": margin,
-    }
+        key = key.masked_fill(missing, -torch.inf)
+        margin = None if margin is None else margin.masked_fill(missing.any(-1), torch.nan)
+    return _descending(key), scores, margin
 
 
 def _descending(values: torch.Tensor) -> torch.Tensor:

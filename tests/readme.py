@@ -1,19 +1,23 @@
 """The parts of the README that are written, not typed: between marks, from the registry and from results files.
 
-`python -m tests.readme` writes the table of analyses; `make bench` and `make families` write theirs.
+`make readme` writes those that are read off; `make families` writes the table of families, which takes minutes.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 README = Path(__file__).parents[1] / "README.md"
-ANALYSES = "analyses: written by `make readme`"
+RESULTS = Path(__file__).parent / "benchmarks"
 
 
 def marks(name: str) -> tuple[str, str]:
     """The two comments between which a part stands."""
-    return f"<!-- {name} -->", f"<!-- end of {name.partition(':')[0]} -->"
+    made = "make families" if name == "families" else "make readme"
+    return f"<!-- {name}: written by `{made}` -->", f"<!-- end of {name} -->"
 
 
 def shown(name: str) -> str:
@@ -29,13 +33,79 @@ def put(name: str, text: str) -> None:
     README.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
+def results(name: str) -> Any:
+    """A committed results file of a benchmark."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def analyses() -> str:
     """The table of analyses, from the registry."""
-    from moescope.analysis import ANALYSES as questions
+    from moescope.analysis import ANALYSES
 
-    rows = [f"| `{question.name}` | {question.help} |" for question in questions.values()]
+    rows = [f"| `{question.name}` | {question.help} |" for question in ANALYSES.values()]
     return "\n".join(["| `moescope analyze …` | the question it answers |", "|---|---|", *rows])
 
 
+def capturing() -> str:
+    """What capture costs."""
+    from tests.benchmarks.capture import table
+
+    return table(results("capture"))
+
+
+def counting() -> str:
+    """What analyses cost."""
+    from tests.benchmarks.analyses import table
+
+    return table(results("analyses"))
+
+
+def editing() -> str:
+    """What edits cost, live and written."""
+    speed, applied = results("decoding"), results("applying")
+    rows = [
+        (f"{words}, {batch}", f"{found['time_over'][key]:.2f}x", target if batch == "batch 1" or "two" in key else "")
+        for key, words, target in (
+            ("self-contrast over plain", "self-contrast, time over plain greedy decoding", "1.5x"),
+            ("self-contrast over two forwards", "the same, over two separate forward passes", "1x"),
+            ("idle recipe over plain", "a recipe whose rows are not in the batch, over none", ""),
+            ("active recipe over plain", "a recipe active in every layer, over none", ""),
+        )
+        for batch, found in speed["speed"].items()
+    ]
+    for name, words in (("every shard", "every shard changed"), ("one shard", "one shard changed, the others linked")):
+        found = applied[name]
+        rows.append((f"`moescope apply`, {words}, time over `cp -r`", f"{found['time over cp -r']:.2f}x", "1.3x"))
+        if name == "every shard":
+            beyond = found["peak memory, MB"] - found["largest touched tensor, MB"]
+            rows.append(("its peak memory beyond the largest tensor it touches", f"{max(beyond, 0):.0f} MB", "300 MB"))
+    lines = ["| measured in one run | result | target |", "|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines.append(f"\n{speed['model']}, {speed['tokens']} tokens, {speed['machine']}; {applied['checkpoint']}.")
+    return "\n".join(lines)
+
+
+def unlearning() -> str:
+    """What one expert can be made to forget."""
+    from tests.benchmarks.unlearning import table
+
+    return table(results("unlearning"))
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "analyses": analyses,
+    "capturing": capturing,
+    "counting": counting,
+    "editing": editing,
+    "unlearning": unlearning,
+}
+
+
+def main() -> None:
+    """Write every part that is read off."""
+    for name, part in PARTS.items():
+        put(name, part())
+
+
 if __name__ == "__main__":
-    put(ANALYSES, analyses())
+    main()

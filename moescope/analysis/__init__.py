@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from moescope.analysis.contexts import Example, examples, top_tokens
     from moescope.analysis.counts import document_counts, document_tokens, token_counts, token_totals
     from moescope.analysis.domains import domain_specialisation, domain_specialisation_from_documents
+    from moescope.analysis.first_token import attention_sinks
     from moescope.analysis.grouping import expert_groups, expert_groups_from_usage
     from moescope.analysis.importance_table import importance
     from moescope.analysis.labelled import table
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from moescope.analysis.whatif import experts_for, what_if
 
 _HOME = {
+    "attention_sinks": "first_token",
     "weight_outliers": "column_outliers",
     "placement_from_counts": "placements",
     "placement": "placements",
@@ -164,6 +166,7 @@ __all__ = [
     "affinity",
     "affinity_from_counts",
     "atlas",
+    "attention_sinks",
     "attribution",
     "attribution_from_documents",
     "balance",

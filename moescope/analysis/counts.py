@@ -134,7 +134,7 @@ def _scan(
     for first in range(0, len(records), at_once):
         layers = tuple(records[first : first + at_once])
         sums = [PairSum(groups, record.n_experts, weighted) for record in layers]
-        for part in over_shards(store, _shard_tables, column, layers, weighted, phase, ranks):
+        for part in over_shards(store, _shard_tables, column, groups, layers, weighted, phase, ranks):
             for total, (count, weight) in zip(sums, part.tables, strict=True):
                 total.add(part.names, count, weight)
         found += [total.counts() for total in sums]
@@ -143,16 +143,24 @@ def _scan(
 
 @dataclass(frozen=True)
 class _Part:
-    """Dense tables of one shard: for each layer, counts [group, expert] and summed weights or None."""
+    """Dense tables of one shard: for each layer, counts [group, expert] and summed weights or None.
 
-    names: Int[np.ndarray, " group"]
+    Attributes:
+        names: the groups of the tables' rows; None where they are all groups of the store.
+        tables: of each layer.
+    """
+
+    names: Int[np.ndarray, " group"] | None
     tables: list[tuple[np.ndarray, np.ndarray | None]]
 
 
 def _shard_tables(
-    shard: Any, column: str, records: Sequence[Any], weighted: bool, phase: Phase | None, ranks: int | None
+    shard: Any, column: str, groups: int, records: Sequence[Any], weighted: bool, phase: Phase | None, ranks: int | None
 ) -> _Part:
-    names, index = np.unique(row_groups(shard, column, phase), return_inverse=True)
+    group = row_groups(shard, column, phase)
+    if 2 * groups <= group.size:  # so few that most of them are likely in every shard, as token ids are
+        return _Part(None, [shard_table(shard, record, groups, group, weighted, ranks) for record in records])
+    names, index = np.unique(group, return_inverse=True)
     if names.size and names[0] < 0:
         names, index = names[1:], index - 1
     return _Part(names, [shard_table(shard, record, names.size, index, weighted, ranks) for record in records])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -103,12 +103,17 @@ class PairSum:
         self._parts: list[PairCounts] = []
         self._merged = 0
 
-    def add(self, names: Int[np.ndarray, " group"], count: np.ndarray, weight: np.ndarray | None) -> None:
-        """Adds counts (and weights) [group, expert] of the groups `names`, each named once."""
+    def add(self, names: Int[np.ndarray, " group"] | None, count: np.ndarray, weight: np.ndarray | None) -> None:
+        """Adds counts (and weights) [group, expert] of the groups `names`, each named once; of all groups if None."""
+        if names is None:
+            names = np.arange(self._shape[0])
+            where: Any = slice(None)
+        else:
+            where = names
         if self._dense:
-            self._count[names] += count
+            self._count[where] += count
             if self._weight is not None and weight is not None:
-                self._weight[names] += weight
+                self._weight[where] += weight
             return
         row, expert = np.nonzero(count)
         kept = None if weight is None else weight[row, expert]
@@ -121,9 +126,10 @@ class PairSum:
         """The sum, sparse."""
         if not self._dense:
             return merge_pairs(self._parts, self._shape[1])
-        group, expert = np.nonzero(self._count)
-        weight = None if self._weight is None else self._weight[group, expert]
-        return PairCounts(group, expert.astype(np.int32), self._count[group, expert], weight, self._shape[1])
+        cell = np.flatnonzero(self._count)
+        group, expert = np.divmod(cell, self._shape[1])
+        weight = None if self._weight is None else self._weight.ravel()[cell]
+        return PairCounts(group, expert.astype(np.int32), self._count.ravel()[cell], weight, self._shape[1])
 
 
 def merge_pairs(parts: Iterable[PairCounts], n_experts: int) -> PairCounts:

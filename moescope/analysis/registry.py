@@ -12,6 +12,7 @@ from moescope.analysis.coactive import COACTIVATION_QUESTION
 from moescope.analysis.column_outliers import WEIGHT_OUTLIERS_QUESTION
 from moescope.analysis.comparing import COMPARE_QUESTION
 from moescope.analysis.domains import DOMAINS_QUESTION
+from moescope.analysis.first_token import ATTENTION_SINKS_QUESTION
 from moescope.analysis.grouping import EXPERT_GROUPS_QUESTION
 from moescope.analysis.importance_table import IMPORTANCE_QUESTION
 from moescope.analysis.loads import LOAD_QUESTION
@@ -50,6 +51,7 @@ ANALYSES: dict[str, Analysis] = {
         RISK_QUESTION,
         RISK_BETWEEN_QUESTION,
         SUPER_EXPERTS_QUESTION,
+        ATTENTION_SINKS_QUESTION,
         IMPORTANCE_QUESTION,
         AFFINITY_QUESTION,
         COACTIVATION_QUESTION,

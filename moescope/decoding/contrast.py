@@ -167,10 +167,9 @@ class _Chooser(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         strong, weak = scores.float().split(self._batch)
         z: Any = self._warpers(input_ids[: self._batch], self._contrast.scores(strong, weak))  # pyright: ignore
-        p = z.softmax(-1)
-        token = torch.multinomial(p, 1) if self._sample else z.argmax(-1, keepdim=True)
+        token = torch.multinomial(z.softmax(-1), 1) if self._sample else z.argmax(-1, keepdim=True)
         if self._contrast._keep_steps:
-            for row, (a, b, c) in enumerate(zip(strong.softmax(-1), weak.softmax(-1), p, strict=True)):
+            for row, (a, b, c) in enumerate(zip(strong.softmax(-1), weak.softmax(-1), z.softmax(-1), strict=True)):
                 self.steps[row].append(_step(int(token[row]), a, b, c))
         only = torch.full_like(scores, -torch.inf)
         return only.scatter(-1, torch.cat([token, token]), 0.0)  # type: ignore[return-value]

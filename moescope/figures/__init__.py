@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from moescope.figures.criteria import criteria_effects, super_expert_effects
     from moescope.figures.domains import domain_specialisation
     from moescope.figures.effects import effect, expert_effects
+    from moescope.figures.first_token import attention_sinks
     from moescope.figures.forgetting import relearning, unlearning, unlearning_progress
     from moescope.figures.groups import expert_groups
     from moescope.figures.importance_table import importance
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from moescope.figures.whatif import what_if
 
 _HOME = {
+    "attention_sinks": "first_token",
     "relearning": "forgetting",
     "unlearning": "forgetting",
     "unlearning_progress": "forgetting",
@@ -113,6 +115,7 @@ _HOME = {
 __all__ = [
     "affinity",
     "atlas",
+    "attention_sinks",
     "attribution",
     "bits",
     "caches",

@@ -109,20 +109,25 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_file(path: Path, fill: Callable[[Any], None]) -> FileRecord:
-    """Create `path` from `fill(file)` through a temporary name: synced and renamed, or removed if anything fails."""
+def write_file(path: Path, fill: Callable[[Any], None], *, durable: bool = True) -> FileRecord:
+    """Create `path` from `fill(file)` through a temporary name: synced and renamed, or removed if anything fails.
+
+    What can be made again need not be `durable`: it is then not waited for until it is on the disk.
+    """
     temporary = path.with_name(f"{_TMP}{os.getpid()}-{path.name}")
     try:
         with temporary.open("wb") as raw:
             sink = _HashingFile(raw)
             fill(sink)
             raw.flush()
-            os.fsync(raw.fileno())
+            if durable:
+                os.fsync(raw.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
     return sink.record()
 
 
@@ -131,14 +136,14 @@ def write_bytes(path: Path, data: bytes) -> FileRecord:
     return write_file(path, lambda file: file.write(data))
 
 
-def write_table(path: Path, table: pa.Table, **options: Any) -> FileRecord:
+def write_table(path: Path, table: pa.Table, *, durable: bool = True, **options: Any) -> FileRecord:
     """Create or replace a Parquet file atomically; zstd-1 unless `options` say otherwise."""
     import pyarrow.parquet as pq
 
     if options.setdefault("compression", "zstd") == "zstd":
         options.setdefault("compression_level", 1)
     options.setdefault("row_group_size", max(table.num_rows, 1))
-    return write_file(path, lambda file: pq.write_table(table, file, **options))
+    return write_file(path, lambda file: pq.write_table(table, file, **options), durable=durable)
 
 
 @contextlib.contextmanager

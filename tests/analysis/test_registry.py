@@ -77,6 +77,7 @@ def test_parameters_are_those_of_the_function(entry, tmp_path):
     rows = {"affinity": 4 * 3, "coactivation": 4 * 3 + 3 * 2, "paths": 4 * 3, "token_map": 20} | pairs
     # For each layer and window, layer, policy and cache size, or policy and size (2 and 3: k is 2 of 4).
     rows |= {"vocabulary_specialisation": 2 * 20}
+    rows |= {"attention_sinks": 2}
     rows |= {"consistency": 2 * 4, "caches": 2 * 6 * 2, "offload": 4 * 2}
     # Layers, times thresholds or checkpoints; three methods and three controls.
     rows |= {"what_if": 2 * 6, "compare": 2, "fluctuation": 2 * 2, "placement": 6}

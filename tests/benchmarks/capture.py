@@ -26,11 +26,9 @@ from moescope.capturing.batches import batches
 from moescope.capturing.run import readings, want
 from moescope.data import CORPUS, MODEL
 from moescope.hooks import Model
-from tests import readme
 
 RESULTS = Path(__file__).with_name("capture.json")
 BACKENDS = Path(__file__).with_name("backends.json")
-PART = "benchmarks: written by `make bench`"
 ROUNDS = 5
 BATCH_TOKENS = 2048
 TARGETS = {"routing": 0.97, "experts": 0.90, "loop": 1.3, "bytes": 30}
@@ -193,7 +191,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure, print, and write the results file and the README."""
+    """Measure, print, and write the results file."""
     model = build()
     print("forward passes, then text to disk, then bytes: some minutes on two cores")
     results: dict[str, Any] = {
@@ -206,5 +204,8 @@ def main() -> None:
         "targets": TARGETS,
     }
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    readme.put(PART, table(results))
     print(table(results))
+
+
+if __name__ == "__main__":
+    main()

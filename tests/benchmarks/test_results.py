@@ -8,14 +8,9 @@ import torch
 
 from moescope.data import FIGURES
 from moescope.hooks import load
-from tests import readme
 from tests.benchmarks import answers
-from tests.benchmarks.capture import PART, RESULTS, alternate, mixed_lengths, table
+from tests.benchmarks.capture import alternate, mixed_lengths
 from tests.benchmarks.decoding import Contestants
-
-
-def test_readme_shows_the_results_file() -> None:
-    assert readme.shown(PART) == table(json.loads(RESULTS.read_text(encoding="utf-8")))
 
 
 def test_contestants_take_turns_and_the_first_turn_does_not_count() -> None:

@@ -163,5 +163,37 @@ def gather() -> None:
     RESULTS.write_text(json.dumps(said) + "\n", encoding="utf-8")
 
 
+def table(results: dict[str, Any]) -> str:
+    """The README's table of the results file: the range over seeds."""
+    lines = [
+        "| trained | forgotten people, exact | reworded | retained people | people in neither set "
+        "| other domains' loss | target still chosen | parameters |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    runs = results["runs"]
+    plain = {run["seed"]: run["mean"]["other domains/loss"] for run in runs if run["variant"] == "before"}
+
+    def span(values: list[float], form: str) -> str:
+        low, high = form.format(min(values)), form.format(max(values))
+        return low if low == high else f"{low} to {high}"
+
+    for variant in ("before", *results["variants"]):
+        some = [run for run in runs if run["variant"] == variant]
+        shares = [
+            span([run["mean"][f"{name}"] for run in some], "{:.0%}")
+            for name in ("forget/exact", "forget/paraphrase", "retained facts/exact", "other facts/exact")
+        ]
+        if variant == "before":
+            lines.append(f"| nothing | {' | '.join(shares)} | | | |")
+            continue
+        change = [run["mean"]["other domains/loss"] / plain[run["seed"]] - 1 for run in some]
+        chosen = [run["selection"]["kept"] for run in some]
+        cells = [variant, *shares, span(change, "{:+.1%}"), span(chosen, "{:.0%}"), f"{some[0]['share']:.1%}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    seeds = len({run["seed"] for run in runs})
+    lines.append(f"\nRanges over {seeds} seeds, each with ten other people to forget; {results['model']}.")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -31,6 +31,12 @@ def test_shares_are_those_of_eager_attention(name: str, tmp_path: Path) -> None:
         queries += ids.shape[1] - 1
         for layer, weights in enumerate(attentions):
             mass[layer] = mass.get(layer, 0) + weights[0, :, 1:, 0].double().sum(-1).numpy()
+    found = ms.analysis.attention_sinks(store)
+    for layer, sums in mass.items():
+        np.testing.assert_allclose(found["share"].sel(layer=layer).values, sums / queries, rtol=1e-3)
+    lengths = store.tokens(["position"])["position"].to_numpy()
+    assert np.isclose(found["uniform"], np.mean([1 / (p + 1) for p in lengths if p > 0]))
+    assert ms.figures.draw(found).data
     table = store.attention_sinks().to_pandas()
     assert set(table["layer"]) == set(mass)
     assert set(table["queries"]) == {queries}
@@ -47,6 +53,8 @@ def test_routing_is_the_same_with_and_without(tmp_path: Path) -> None:
         assert (stores[0].logits(site.key) == stores[1].logits(site.key)).all()
     with pytest.raises(ms.StoreError, match="no attention sinks"):
         stores[0].attention_sinks()
+    with pytest.raises(ms.MoescopeError, match="neither attention sinks nor outliers"):
+        ms.analysis.attention_sinks(stores[0])
 
 
 def test_layers_without_attention_have_no_share(tmp_path: Path) -> None:

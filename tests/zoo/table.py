@@ -16,7 +16,7 @@ from tests import readme
 from .building import build
 from .families import ZOO
 
-PART = "families: written by `make families`"
+PART = "families"
 COLUMNS = ("family", "sites", "experts", "active", "score", "shared", "verdict", "rebuild error")
 
 

@@ -1,0 +1,101 @@
+"""Attention sinks by head, and the largest value of each layer's residual stream beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from moescope.figures.axes import align_titles, expert_axis, layer_axis
+from moescope.figures.theme import BLUE, colour_bar, row_height, template
+
+READ = (
+    "Left: the share of a head's attention that goes to a sequence's first token; attending to all tokens alike would "
+    "put {uniform:.1%} there, where the colour scale begins. Right: the largest magnitude in each layer's residual "
+    "stream, on a logarithmic axis: massive activations form where it jumps and stays."
+)
+"""How to read the figure; filled in by `read`."""
+
+
+def read(result: xr.Dataset) -> str:
+    """How to read the figure of this result."""
+    return READ.format(uniform=float(result["uniform"]))
+
+
+def attention_sinks(result: xr.Dataset) -> go.Figure:
+    """Draws the share of every (layer, head) with each layer's largest value beside it.
+
+    How to read it: see `READ`.
+
+    Args:
+        result: from `analysis.attention_sinks`.
+    """
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        shared_yaxes=True,
+        column_widths=[0.7, 0.3],
+        horizontal_spacing=0.03,
+        subplot_titles=["attention on the first token", "largest residual value"],
+    )
+    names = [str(int(layer)) for layer in result["layer"].values]
+    height = row_height(len(names)) * len(names)
+    if result.sizes["head"]:
+        figure.add_trace(
+            go.Heatmap(
+                z=result["share"].values,
+                x=result["head"].values,
+                y=names,
+                coloraxis="coloraxis",
+                hoverongaps=False,
+                xgap=1,
+                ygap=1,
+                name="share",
+                hovertemplate="layer %{y}, head %{x}<br><b>%{z:.1%} on the first token</b><extra></extra>",
+            ),
+            row=1,
+            col=1,
+        )
+        heads = expert_axis(result.rename(head="expert"), title={"text": "head"})
+        figure.update_xaxes(heads, row=1, col=1)
+    else:
+        words = {"text": "captured without sinks", "x": 0.5, "y": 0.5, "xref": "x domain", "yref": "y domain"}
+        figure.add_annotation(words)
+        figure.update_xaxes(visible=False, row=1, col=1)
+    places = np.stack([result[name].values for name in ("jump", "token_id", "position", "channel")], axis=-1)
+    figure.add_trace(
+        go.Bar(
+            x=result["absmax"].values,
+            y=names,
+            orientation="h",
+            marker={"color": BLUE, "opacity": 0.6, "line": {"width": 0}},
+            customdata=places,
+            name="largest value",
+            hovertemplate=(
+                "layer %{y}<br><b>%{x:.4g}</b>, %{customdata[0]:.2g} times the layer before<br>token id "
+                "%{customdata[1]:.0f}, position %{customdata[2]:.0f}, channel %{customdata[3]:.0f}<extra></extra>"
+            ),
+        ),
+        row=1,
+        col=2,
+    )
+    figure.update_xaxes(type="log", row=1, col=2)
+    axis: dict[str, Any] = layer_axis(result)
+    figure.update_yaxes(axis, row=1, col=1)
+    figure.update_yaxes(axis | {"title": {"text": ""}}, row=1, col=2)
+    figure.update_layout(
+        template=template("light"),
+        height=130 + height,
+        showlegend=False,
+        bargap=0.35,
+        coloraxis={
+            "colorscale": template().layout.colorscale.sequential,  # pyright: ignore
+            "cmin": float(result["uniform"]) if np.isfinite(result["uniform"]) else 0.0,
+            "colorbar": {"tickformat": ".0%", "x": 1.02, "outlinewidth": 0, "thickness": 10} | colour_bar(height),
+        },
+    )
+    align_titles(figure, 2)
+    return figure
