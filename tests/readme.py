@@ -42,7 +42,8 @@ def analyses() -> str:
     """The table of analyses, from the registry."""
     from moescope.analysis import ANALYSES
 
-    rows = [f"| `{question.name}` | {question.help} |" for question in ANALYSES.values()]
+    # A marker's angle brackets are no HTML.
+    rows = [f"| `{q.name}` | {q.help.replace('<', '&lt;').replace('>', '&gt;')} |" for q in ANALYSES.values()]
     return "\n".join(["| `moescope analyze …` | the question it answers |", "|---|---|", *rows])
 
 

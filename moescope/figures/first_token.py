@@ -82,7 +82,9 @@ def attention_sinks(result: xr.Dataset) -> go.Figure:
         row=1,
         col=2,
     )
-    figure.update_xaxes(type="log", row=1, col=2)
+    largest = result["absmax"].values[result["absmax"].values > 0]
+    decades = [np.floor(np.log10(largest.min())), np.ceil(np.log10(largest.max()))] if largest.size else [0, 1]
+    figure.update_xaxes(type="log", range=[decades[0], max(decades[1], decades[0] + 1)], dtick=1, row=1, col=2)
     axis: dict[str, Any] = layer_axis(result)
     figure.update_yaxes(axis, row=1, col=1)
     figure.update_yaxes(axis | {"title": {"text": ""}}, row=1, col=2)
