@@ -27,10 +27,12 @@ COLUMNS: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def question_of(fingerprint: str, settings: Mapping[str, Any], parts: Sequence[str], *sets: Sequence[Tokens]) -> str:
+def question_of(
+    model: Sequence[str], settings: Mapping[str, Any], parts: Sequence[str], *sets: Sequence[Tokens]
+) -> str:
     """A digest of all that a run depends on: one may be resumed by the same question alone."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([fingerprint, dict(settings), list(parts)], sort_keys=True).encode())
+    digest.update(json.dumps([list(model), dict(settings), list(parts)], sort_keys=True).encode())
     for tokens in sets:
         digest.update(json.dumps([[one.ids, one.start] for one in tokens]).encode())
     return digest.hexdigest()

@@ -161,7 +161,11 @@ class _Run:
         self._model, self._settings, self._targets, self._sets = model, settings, targets, sets
         self._parts, self._folder, self._on_step = parts, folder, on_step
         question = question_of(
-            model.weights_fingerprint, settings.as_dict(), [str(part) for part in parts], sets.forget, sets.retain
+            [model.weights_fingerprint, *model.edits],  # a model under edits is another one
+            settings.as_dict(),
+            [str(part) for part in parts],
+            sets.forget,
+            sets.retain,
         )
         self.kept = Kept(folder, question, resume=resume)
         self._named = {"forget": sets.forget} | ({"retain": sets.retain} if settings.retains else {})

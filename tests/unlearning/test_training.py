@@ -146,6 +146,8 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
         unlearn_expert(model, FORGET, RETAIN, out=out, **options)
     with pytest.raises(ms.MoescopeError, match="is of another run"):
         unlearn_expert(model, FORGET, RETAIN, out=out, resume=True, **(options | {"seed": 9}))
+    with model.edited(ms.Recipe([ms.Zero(layer=1, expert=0)])), pytest.raises(ms.MoescopeError, match="another run"):
+        unlearn_expert(model, FORGET, RETAIN, out=out, resume=True, **options)
     again = unlearn_expert(model, FORGET, RETAIN, out=out, resume=True, **options)
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in whole.tensors.items())
     rows = list(csv.DictReader((out / "log.csv").open()))
