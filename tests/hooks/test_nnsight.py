@@ -167,7 +167,7 @@ def server(monkeypatch: pytest.MonkeyPatch, there: Any) -> list[int]:
         back = io.BytesIO()
         torch.save(kept, back)
         back.seek(0)
-        return torch.load(back)
+        return torch.load(back, weights_only=True)
 
     monkeypatch.setattr(RemoteBackend, "request", answer)
     monkeypatch.setattr(TransformersModel, "to_model_key", lambda self: "here:there")
