@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from moescope.analysis.contexts import Example, examples, top_tokens
     from moescope.analysis.counts import document_counts, document_tokens, token_counts, token_totals
     from moescope.analysis.domains import domain_specialisation, domain_specialisation_from_documents
+    from moescope.analysis.finding import find_documents, token_occurrences, tokens_matching
     from moescope.analysis.first_token import attention_sinks
     from moescope.analysis.grouping import expert_groups, expert_groups_from_usage
     from moescope.analysis.importance_table import importance
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from moescope.analysis.output_norms import norm_against_score
     from moescope.analysis.pairs import PairCounts
     from moescope.analysis.pairwise import redundant_pairs
+    from moescope.analysis.passages import passage, token_routing
     from moescope.analysis.pathways import paths
     from moescope.analysis.placements import placement, placement_from_counts
     from moescope.analysis.property_tests import npmi_from_properties
@@ -63,6 +65,11 @@ if TYPE_CHECKING:
     from moescope.analysis.whatif import experts_for, what_if
 
 _HOME = {
+    "find_documents": "finding",
+    "passage": "passages",
+    "token_occurrences": "finding",
+    "token_routing": "passages",
+    "tokens_matching": "finding",
     "attention_sinks": "first_token",
     "weight_outliers": "column_outliers",
     "placement_from_counts": "placements",
@@ -191,6 +198,7 @@ __all__ = [
     "expert_map",
     "expert_map_from_features",
     "experts_for",
+    "find_documents",
     "findings",
     "fluctuation",
     "gate_map",
@@ -213,6 +221,7 @@ __all__ = [
     "output_similarity",
     "output_similarity_from_arrays",
     "overlap_of",
+    "passage",
     "paths",
     "placement",
     "placement_from_counts",
@@ -230,8 +239,11 @@ __all__ = [
     "tcess_from_documents",
     "token_counts",
     "token_map",
+    "token_occurrences",
+    "token_routing",
     "token_scores",
     "token_totals",
+    "tokens_matching",
     "top_tokens",
     "transition_counts",
     "vocabulary_from_counts",

@@ -103,7 +103,7 @@ def top_tokens(
         found[int(expert)] = [
             TopToken(
                 token_id=int(token[row]),
-                text=_text_of(text, int(token[row])),
+                text=text_of_token(text, int(token[row])),
                 active=int(active[row]),
                 occurrences=int(seen[row]),
                 expected=float(seen[row]) * fired / total,
@@ -257,7 +257,7 @@ def _example(
     rows = tokens.slice(start, stop - start).to_pylist()
     row = np.flatnonzero(documents["document"].to_numpy() == document)
     about = documents.slice(int(row[0]), 1).to_pylist()[0] if row.size else {"text": None, "id": None, "source": ""}
-    pieces = _pieces(rows, about["text"], vocabulary)
+    pieces = token_pieces(rows, about["text"], vocabulary)
     shown: list[ExampleToken] = []
     for offset, piece in enumerate(pieces):
         value = float(weight[start + offset]) if chosen[start + offset] else None
@@ -278,13 +278,22 @@ def _example(
     )
 
 
-def _pieces(rows: list[dict[str, Any]], text: str | None, vocabulary: Any) -> list[str]:
-    """The text of each token, so that their join reads as the document does: gaps go to the token that follows."""
-    pieces, reached = [], None
+def token_pieces(
+    rows: list[dict[str, Any]], text: str | None, vocabulary: Any, reached: int | None = None
+) -> list[str]:
+    """The text of each token, so that their join reads as the document does: gaps go to the token that follows.
+
+    Args:
+        rows: token_id, start and end of tokens that follow each other in one document.
+        text: the document's; None if it is not there.
+        vocabulary: token id -> text, for tokens without a span.
+        reached: where in the text the token before them ends; None if that is not known.
+    """
+    pieces = []
     for row in rows:
         start, end = row["start"], row["end"]
         if text is None or start is None or end is None:
-            pieces.append(_text_of(vocabulary, row["token_id"]))
+            pieces.append(text_of_token(vocabulary, row["token_id"]))
             continue
         begin = start if reached is None else min(reached, end) if start >= reached else reached
         pieces.append(text[begin : max(begin, end)])
@@ -292,7 +301,7 @@ def _pieces(rows: list[dict[str, Any]], text: str | None, vocabulary: Any) -> li
     return pieces
 
 
-def _text_of(vocabulary: Any, token_id: int) -> str:
+def text_of_token(vocabulary: Any, token_id: int) -> str:
     try:
         text = vocabulary[token_id]
     except (KeyError, IndexError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -51,19 +51,36 @@ class Shard:
         self.n_tokens = commit.rows
         self.offset = offset
 
-    def tokens(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows of tokens.parquet, one per token."""
-        return self.table("tokens", columns)
+    def tokens(self, columns: Sequence[str] | None = None, rows: slice | None = None) -> pa.Table:
+        """Rows of tokens.parquet, one per token; of `rows` alone if given, counted from the shard's first."""
+        return self.table("tokens", columns, rows)
 
     def documents(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The documents that begin in this shard."""
         return self.table("documents", columns)
 
-    def routing(self, layer: int | str, fields: Iterable[str] | None = None) -> Routing:
-        """Routing of one layer (or site key); see `Routing`. `fields` are read at once, others when asked for."""
+    def routing(self, layer: int | str, fields: Iterable[str] | None = None, rows: slice | None = None) -> Routing:
+        """Routing of one layer (or site key); see `Routing`. `fields` are read at once, others when asked for.
+
+        Of the shard's rows start:stop alone if `rows` are given: only the row groups they touch are read.
+        """
         site = find_site(self.manifest, layer)
         need_tier(self.manifest, "routing")
-        return Routing(site, lambda names: self.site_columns("routing", site, names), fields)
+        return Routing(site, lambda names: self.site_columns("routing", site, names, rows), fields)
+
+    def routings(self, fields: Sequence[str], rows: slice) -> dict[str, Routing]:
+        """`routing` of every site, by key, for a few rows: one read of the file for all of them."""
+        need_tier(self.manifest, "routing")
+        wanted = {
+            site.key: [name for name in fields if name != "valid" or site.slots_can_miss]
+            for site in self.manifest.sites
+        }
+        table = self.table("routing", [f"{key}.{name}" for key, names in wanted.items() for name in names], rows)
+
+        def columns_of(key: str) -> Callable[[Sequence[str]], Mapping[str, pa.ChunkedArray]]:
+            return lambda names: {name: table[f"{key}.{name}"] for name in names}
+
+        return {site.key: Routing(site, columns_of(site.key), wanted[site.key]) for site in self.manifest.sites}
 
     def experts(self, layer: int | str) -> ExpertOutputs:
         """Output norms and magnitudes of one layer's selected experts."""
@@ -103,14 +120,16 @@ class Shard:
             )
         return of_expert(read_vectors(self.table(file_name(kind, site.key)), self.offset), expert)
 
-    def site_columns(self, tier: str, site: SiteRecord, names: Sequence[str]) -> Mapping[str, pa.ChunkedArray]:
+    def site_columns(
+        self, tier: str, site: SiteRecord, names: Sequence[str], rows: slice | None = None
+    ) -> Mapping[str, pa.ChunkedArray]:
         """Raw columns of one site, by field name."""
         full = {f"{site.key}.{name}": name for name in names}
-        table = self.table(tier, list(full))
+        table = self.table(tier, list(full), rows)
         return {name: table[column] for column, name in full.items()}
 
-    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Columns of one of the shard's files.
+    def table(self, name: str, columns: Sequence[str] | None = None, rows: slice | None = None) -> pa.Table:
+        """Columns of one of the shard's files, and of one row per token, the rows start:stop alone if asked for.
 
         Raises:
             StoreError: the file is damaged, or has no such column.
@@ -120,7 +139,11 @@ class Shard:
             for column in columns or ():
                 if column not in known:
                     raise StoreError(f"{name} has no column {column!r}; it has {', '.join(known[:12])}.")
-            table = file.read(columns=None if columns is None else list(columns))
+            wanted = None if columns is None else list(columns)
+            if rows is not None:
+                table = _read_rows(file, wanted, *row_bounds(rows, self.n_tokens))
+                return table.select(columns) if columns is not None else table
+            table = file.read(columns=wanted)
         if name.partition(".")[0] not in FREE_LENGTH and table.num_rows != self.n_tokens:
             raise StoreError(f"{self.path / name}.parquet has {table.num_rows} rows, its commit says {self.n_tokens}.")
         return table.select(columns) if columns is not None else table
@@ -177,6 +200,20 @@ def need_tier(manifest: Manifest, tier: str) -> None:
         raise StoreError(
             f"this store has no {tier} tier ({HOW_TO_CAPTURE[tier]}); capture again with tiers=[{wanted}]."
         )
+
+
+def _read_rows(file: pq.ParquetFile, columns: list[str] | None, start: int, stop: int) -> pa.Table:
+    """Rows start:stop of a file, from the row groups that they touch."""
+    metadata, groups, begin, first = file.metadata, [], 0, 0
+    for number in range(metadata.num_row_groups):
+        end = begin + metadata.row_group(number).num_rows
+        if begin < stop and start < end:
+            first = begin if not groups else first
+            groups.append(number)
+        begin = end
+    if stop > begin:
+        raise ValueError(f"it has {begin} rows, not {stop}")
+    return file.read_row_groups(groups, columns=columns, use_threads=False).slice(start - first, stop - start)
 
 
 def row_bounds(rows: slice | None, n: int) -> tuple[int, int]:
