@@ -1,4 +1,4 @@
-"""Passages, one token through all layers, lists of documents and of occurrences: against plain reading of everything."""
+"""Passages, one token through all layers, lists of documents and of occurrences: against reading all there is."""
 
 import random
 
@@ -54,14 +54,15 @@ def test_a_passage_is_what_the_whole_store_holds(ragged):
         np.testing.assert_array_equal(found["weight"].values, np.where(valid, routing.weight, np.nan)[rows])
         for name in ("entropy", "margin"):
             np.testing.assert_array_equal(found[name].values, getattr(routing, name)[rows])
-        assert np.isnan(found["loss"].values[0]) and np.isfinite(found["loss"].values[1:]).all()
+        assert np.isnan(found["loss"].values[0])
+        assert np.isfinite(found["loss"].values[1:]).all()
         assert found["phase"].values.tolist() == ["prefill"] * 17 + ["decode"] * 3
         assert "".join(found["text"].values) == ragged.documents()["text"][4].as_py()
         assert len(analysis.table(found)) == 20 * 1
 
 
 def test_pages_make_up_the_document_in_its_own_order(cut):
-    made, texts, store = cut
+    made, _, store = cut
     for document in range(12):
         rows = np.flatnonzero(made.document == document)
         rows = rows[np.lexsort((made.position[rows], made.sequence[rows]))]
@@ -171,7 +172,8 @@ def test_tokens_are_found_by_their_text(cut):
     rest = [one.occurrences for one in found[1:]]
     assert rest == sorted(rest, reverse=True)
     assert all(one.occurrences == (made.token_id == one.token_id).sum() for one in found)
-    assert analysis.tokens_matching(store, ".") == () and analysis.tokens_matching(store, "") == ()
+    assert analysis.tokens_matching(store, ".") == ()
+    assert analysis.tokens_matching(store, "") == ()
 
 
 def test_slices_of_a_shard_are_its_rows_across_row_groups(tmp_path):

@@ -123,9 +123,9 @@ def test_reading_ids_leaves_the_weights_alone(tmp_path, monkeypatch):
     read = []
     original = Shard.table
 
-    def noted(self, name, columns=None):
+    def noted(self, name, columns=None, rows=None):
         read.extend(columns or [])
-        return original(self, name, columns)
+        return original(self, name, columns, rows)
 
     monkeypatch.setattr(Shard, "table", noted)
     assert store.routing(1).expert.shape == (20, 2)
