@@ -17,10 +17,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from pyarrow import compute
 
 from moescope.analysis.spreading import over_shards
 from moescope.errors import StoreError
+
+pc: Any = compute  # its functions are made when it is imported: no type checker sees them
 
 if TYPE_CHECKING:
     from jaxtyping import Int

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from pyarrow import compute
 
 from moescope.analysis.contents import Contents, contents_of
 from moescope.analysis.contexts import text_of_token, token_pieces
 from moescope.errors import MoescopeError
 from moescope.store.documents import Context
+
+pc: Any = compute  # its functions are made when it is imported: no type checker sees them
 
 if TYPE_CHECKING:
     from moescope.store import Store

@@ -78,9 +78,9 @@ def test_only_what_a_query_names_is_decoded(store, monkeypatch):
     read = set()
     original = Shard.table
 
-    def noted(self, name, columns=None):
+    def noted(self, name, columns=None, rows=None):
         read.update(columns or [name])
-        return original(self, name, columns)
+        return original(self, name, columns, rows)
 
     monkeypatch.setattr(Shard, "table", noted)
     store.sql("select count(*) from sites")
