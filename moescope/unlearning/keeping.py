@@ -128,11 +128,23 @@ class Kept:
             (self._folder / STATE).unlink(missing_ok=True)
 
 
-class Log:
-    """Rows as they come: into a CSV file, and for TensorBoard where that is installed."""
+def require_tensorboard(folder: Path | None) -> None:
+    """Raises MoescopeError where nothing can be logged for TensorBoard."""
+    from accelerate.utils import is_tensorboard_available
 
-    def __init__(self, folder: Path | None, earlier: Sequence[Mapping[str, Any]]) -> None:
-        self._folder, self._earlier = folder, earlier
+    if folder is None:
+        raise MoescopeError("TensorBoard's log needs a folder for the run (out).")
+    if not is_tensorboard_available():
+        raise MoescopeError(
+            f"TensorBoard is not installed: pip install 'moescope[tensorboard]', or go without; {LOG} holds the same."
+        )
+
+
+class Log:
+    """Rows as they come: into a CSV file, and for TensorBoard where that is asked for."""
+
+    def __init__(self, folder: Path | None, earlier: Sequence[Mapping[str, Any]], *, tensorboard: bool = False) -> None:
+        self._folder, self._earlier, self._tensorboard = folder, earlier, tensorboard
         self._file: Any = None
         self._board: Any = None
 
@@ -143,12 +155,11 @@ class Log:
         self._rows = csv.DictWriter(self._file, COLUMNS, restval="", extrasaction="ignore")
         self._rows.writeheader()
         self._rows.writerows(self._earlier)
-        from accelerate.utils import is_tensorboard_available
-
-        if is_tensorboard_available():
+        if self._tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=len(self._earlier))
+            # What a run that was cut off logged after its last saved state comes again: the reader drops those steps.
+            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=len(self._earlier) + 1)
         return self
 
     def add(self, row: Mapping[str, Any]) -> None:

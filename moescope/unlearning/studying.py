@@ -85,6 +85,7 @@ def study(
     resume: bool = False,
     compare: bool = False,
     attack: bool = True,
+    tensorboard: bool = False,
     settings: Settings | None = None,
     on_step: OnStep | None = None,
     on_variant: Callable[[str], None] | None = None,
@@ -92,7 +93,7 @@ def study(
     """Unlearn a set (see `unlearn_expert`) and measure it.
 
     Args:
-        model, forget, retain, target, top, out, resume, settings, on_step: as in `unlearn_expert`.
+        model, forget, retain, target, top, out, resume, tensorboard, settings, on_step: as in `unlearn_expert`.
         also: further sets by name that are only measured: facts and texts that no run trained on.
         compare: also run without the anchor, on random experts, on the top three, and on the whole model.
         attack: also try to relearn what was forgotten.
@@ -130,7 +131,9 @@ def study(
         if on_variant is not None:
             on_variant(name)
         first = name == MAIN
-        more: dict[str, Any] = {"out": out, "resume": resume, "on_step": on_step} if first else {}
+        more: dict[str, Any] = (
+            {"out": out, "resume": resume, "tensorboard": tensorboard, "on_step": on_step} if first else {}
+        )
         done = unlearn_expert(model, wanted, kept or None, target=where, attributed=found, settings=own, **more)
         after = evaluate(model, sets, done, **measure)
         states[name] = [after]

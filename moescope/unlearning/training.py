@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from moescope.hooks.parts import Part, expert_parts, router_parts
 from moescope.hooks.sites import Site, plain_path
 from moescope.unlearning.batching import drawn, split
 from moescope.unlearning.examples import Example, Tokens, read_examples, require_apart, tokenised
-from moescope.unlearning.keeping import Kept, Log, question_of
+from moescope.unlearning.keeping import Kept, Log, question_of, require_tensorboard
 from moescope.unlearning.objective import Objective, mean_loss
 from moescope.unlearning.prefix import Prefix
 from moescope.unlearning.settings import Settings
@@ -63,6 +63,7 @@ def unlearn_expert(
     attributed: xr.Dataset | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
     settings: Settings | None = None,
     on_step: OnStep | None = None,
     **changes: Any,
@@ -80,6 +81,7 @@ def unlearn_expert(
         attributed: an attribution made earlier, such as of a captured store.
         out: folder for the recipe, its tensors, the log and, while it runs, a state to resume from.
         resume: go on with the unfinished run in `out`.
+        tensorboard: also log for TensorBoard, into `out`; the extra ``moescope[tensorboard]``.
         settings: see `Settings`; single ones may be given by name instead (``method="npo"``, ``steps=200``).
         on_step: called with the row of each step.
 
@@ -106,7 +108,7 @@ def unlearn_expert(
     folder = None if out is None else Path(out)
     if folder is not None and settings.scope == "model":
         raise MoescopeError("Training the whole model is a baseline to compare with; it leaves no recipe to write.")
-    run = _Run(model, settings, targets, parts, sets, folder, resume, on_step)
+    run = _Run(model, settings, targets, parts, sets, folder, resume, on_step, tensorboard)
     tensors, log, stopped = run.run()
     recipe = None
     if settings.scope == "expert":
@@ -156,10 +158,13 @@ class _Run:
 
     def __init__(
         self, model: Model, settings: Settings, targets: Sequence[tuple[Site, int]], parts: Sequence[Part],
-        sets: _Sets, folder: Path | None, resume: bool, on_step: OnStep | None,
+        sets: _Sets, folder: Path | None, resume: bool, on_step: OnStep | None, tensorboard: bool,
     ) -> None:  # fmt: skip
+        _require_precision(model, settings)
+        if tensorboard:
+            require_tensorboard(folder)
         self._model, self._settings, self._targets, self._sets = model, settings, targets, sets
-        self._parts, self._folder, self._on_step = parts, folder, on_step
+        self._parts, self._folder, self._on_step, self._board = parts, folder, on_step, tensorboard
         question = question_of(
             [model.weights_fingerprint, *model.edits],  # a model under edits is another one
             settings.as_dict(),
@@ -179,16 +184,19 @@ class _Run:
         try:
             with (
                 _accelerator(model, settings) as accelerator,
-                Trained(model.hf, self._parts) as trained,
+                Trained(model.hf, self._parts, [site.experts for site, _ in self._targets]) as trained,
                 Watch(model, routers, steered if settings.method == "rmu" else []) as watch,
-                Prefix(model, _first_sites(model, self._targets, settings), self._named) as prefix,
-                Log(self._folder, self.kept.log) as log,
+                Log(self._folder, self.kept.log, tensorboard=self._board) as log,
+                ExitStack() as opened,
             ):
                 optimizer = torch.optim.AdamW(trained.leaves.values(), settings.learning_rate, weight_decay=0.0)
                 prepared = accelerator.prepare(optimizer)
-                objective = Objective(
-                    model, settings, self._targets, trained, self._sets.forget, self._sets.retain, watch, prefix
-                )
+                with accelerator.autocast():  # what training is held against is computed as training computes
+                    first = _first_sites(model, self._targets, settings)
+                    prefix = opened.enter_context(Prefix(model, first, self._named))
+                    objective = Objective(
+                        model, settings, self._targets, trained, self._sets.forget, self._sets.retain, watch, prefix
+                    )
                 if math.isnan(self.kept.before):
                     self.kept.before = mean_loss(model, self._sets.held_out[:LOOKED_AT])
                 self.kept.restore(trained, optimizer)
@@ -265,6 +273,7 @@ class _Run:
                     sums["forget"] += float(terms["forget"].detach()) * weight
                     sums["total"] += float(part.detach())
                 if accelerator.sync_gradients:
+                    trained.complete()
                     norm = float(accelerator.clip_grad_norm_(list(trained.leaves.values()), CLIP))
                 prepared.step()
                 prepared.zero_grad()
@@ -320,6 +329,11 @@ def _first_sites(model: Model, targets: Sequence[tuple[Site, int]], settings: Se
     return model.sites if settings.scope == "model" else [site for site, _ in targets]
 
 
+def _require_precision(model: Model, settings: Settings) -> None:
+    if settings.precision == "fp16" and model.device.type == "cpu":
+        raise MoescopeError("fp16 arithmetic needs a GPU; on a CPU train in precision 'bf16' or 'no'.")
+
+
 @contextmanager
 def _accelerator(model: Model, settings: Settings) -> Iterator[Any]:
     """Accelerate for one process; its process-wide state is left as it was found."""
@@ -332,6 +346,11 @@ def _accelerator(model: Model, settings: Settings) -> Iterator[Any]:
         )
     except ValueError as error:
         raise MoescopeError(f"accelerate refuses this run: {str(error).splitlines()[0]}") from error
+    if accelerator.mixed_precision != settings.precision:
+        raise MoescopeError(
+            f"accelerate would train in precision {accelerator.mixed_precision!r} here, not {settings.precision!r}; "
+            "ask for that one."
+        )
     if accelerator.num_processes > 1:
         raise MoescopeError("Unlearning trains one expert and runs in one process; start it without a launcher.")
     try:
