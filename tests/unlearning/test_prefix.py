@@ -1,4 +1,4 @@
-"""Beginning at the first trained layer is the full computation: logits, gradients and a whole run; or it is not done."""
+"""Beginning at the first trained layer is the full computation: logits, gradients and a whole run, or not done."""
 
 from __future__ import annotations
 
