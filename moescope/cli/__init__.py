@@ -6,7 +6,18 @@ import sys
 
 import typer
 
-from moescope.cli import captures, editing, importance, models, rerouting, steering, stores, tracing, unlearning
+from moescope.cli import (
+    captures,
+    editing,
+    exploring,
+    importance,
+    models,
+    rerouting,
+    steering,
+    stores,
+    tracing,
+    unlearning,
+)
 from moescope.cli.screen import fail
 from moescope.errors import MoescopeError
 
@@ -34,6 +45,8 @@ app.command(
 app.command(epilog=stores.REPORT_EXAMPLES)(stores.report)
 app.command(epilog=stores.ATLAS_EXAMPLES)(stores.atlas)
 app.command(epilog=stores.EXPERT_EXAMPLES)(stores.expert)
+app.command("app", epilog=exploring.APP_EXAMPLES)(exploring.app)
+app.command("app", epilog=exploring.APP_EXAMPLES)(exploring.app)
 app.command(epilog=editing.GENERATE_EXAMPLES)(editing.generate)
 app.command(epilog=rerouting.REROUTE_EXAMPLES)(rerouting.reroute)
 app.command(epilog=steering.STEER_EXAMPLES)(steering.steer)

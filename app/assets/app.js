@@ -1,0 +1,137 @@
+/* What happens in the browser alone: which panel is out of date, the mark of the selected expert, keys, clicks on tokens. */
+window.dash_clientside = window.dash_clientside || {};
+(function () {
+  "use strict";
+  const same = () => window.dash_clientside.no_update;
+
+  /* Leads to an address of this app without loading the page again, as its links do. */
+  function go(href) {
+    window.history.pushState({}, "", href);
+    window.dispatchEvent(new CustomEvent("_dashprivate_pushstate"));
+    window.scrollTo(0, 0);
+  }
+  const tell = (id, value) => window.dash_clientside.set_props(id, { data: { ...value, at: Date.now() } });
+  const layoutChanged = () => window.setTimeout(() => window.dispatchEvent(new Event("resize")), 30);
+
+  window.dash_clientside.moescope = {
+    /* The key of what a panel shows: [theme, store, version, fields it reads…]; unchanged, nobody asks the server. */
+    wanted: function (place, theme, reads, before) {
+      if (!place) return same();
+      const key = [theme, place.store, place.version, place.trouble, ...(reads || []).map((name) => place[name] ?? null)];
+      return JSON.stringify(key) === JSON.stringify(before) ? same() : key;
+    },
+    /* Outlines the selected expert in a map whose x is the expert and whose y is the layer. */
+    mark: function (place, figure, id) {
+      const meta = figure && figure.layout && figure.layout.meta;
+      if (!place || !meta || !meta.marks) return "";
+      window.setTimeout(function () {
+        const name = JSON.stringify(id, Object.keys(id).sort());
+        const box = document.getElementById(name);
+        const plot = box && box.querySelector(".js-plotly-plot");
+        if (!plot || !plot.layout || !window.Plotly) return;
+        const kept = (plot.layout.shapes || []).filter((shape) => shape.name !== "selected");
+        const has = (plot.layout.shapes || []).length;
+        if (place.layer !== null && place.expert !== null && place.layer !== undefined) {
+          const row = meta.marks.indexOf(String(place.layer));
+          if (row >= 0)
+            kept.push({
+              name: "selected", type: "rect", xref: "x", yref: "y", line: { width: 2.5, color: "#d6336c" }, layer: "above",
+              x0: place.expert - 0.5, x1: place.expert + 0.5, y0: meta.marks.length - row - 1.5, y1: meta.marks.length - row - 0.5,
+            });
+        }
+        if (kept.length || has) window.Plotly.relayout(plot, { shapes: kept });
+      }, 60);
+      return "";
+    },
+    /* A control shows what the place says, or its default. */
+    setting: function (place, id, now) {
+      if (!place) return same();
+      const value = place[id.field] ?? (id.default === "" ? null : id.default);
+      if (value === null) return now === null || now === "" ? same() : typeof now === "string" && id.field === "find" ? "" : null;
+      return String(value) === String(now) ? same() : typeof now === "number" ? Number(value) : String(value);
+    },
+    /* What there is to choose from, where that changes. */
+    choices: function (place, id, now) {
+      const found = place && place.choices && place.choices[id.field];
+      if (!found) return same();
+      const data = found.map((value) => ({ value: String(value), label: String(value) }));
+      return JSON.stringify(data) === JSON.stringify(now) ? same() : data;
+    },
+    theme: function (clicks, now) {
+      const system = window.matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+      const turned = window.dash_clientside.callback_context.triggered.some((t) => t.prop_id === "theme-switch.n_clicks" && t.value);
+      const next = turned ? ((now || system) === "dark" ? "light" : "dark") : now || system;
+      document.documentElement.dataset.agThemeMode = next;
+      return [next, next];
+    },
+    help: (clicks, open) => (clicks ? !open : false),
+    /* After each move: which panel fills the window, which token is pinned. */
+    settle: function (place) {
+      window.setTimeout(function () {
+        let changed = false;
+        document.querySelectorAll(".panel.full").forEach((panel) => {
+          if (!place || panel.id !== "panel-" + place.full) { panel.classList.remove("full"); changed = true; }
+        });
+        const wide = place && place.full && document.getElementById("panel-" + place.full);
+        if (wide && !wide.classList.contains("full")) { wide.classList.add("full"); changed = true; }
+        document.body.classList.toggle("has-full", Boolean(wide));
+        if (changed) layoutChanged();
+        if (place) document.title = ["MoEscope", place.store, place.page].filter(Boolean).join(" · ");
+      }, 60);
+      return "";
+    },
+  };
+
+  /* Buttons of panels: data-act says what, data-view where; anything with data-go is a link within the app. */
+  function act(button) {
+    const view = button.dataset.view;
+    const at = encodeURIComponent(window.location.pathname + window.location.search);
+    const theme = document.documentElement.dataset.agThemeMode || "light";
+    switch (button.dataset.act) {
+      case "retry":
+      case "cancel":
+        tell({ type: "act", of: button.dataset.of, view }, { do: button.dataset.act });
+        break;
+      case "full":
+        tell("key", { do: "full", view });
+        break;
+      case "save":
+        window.location.assign(`/file/${view}.html?at=${at}&theme=${theme}`);
+        break;
+      case "csv":
+      case "parquet": {
+        const api = window.dash_ag_grid && window.dash_ag_grid.getApi({ type: "grid", of: "table", view });
+        const filter = api ? encodeURIComponent(JSON.stringify(api.getFilterModel())) : "";
+        const sort = api
+          ? encodeURIComponent(JSON.stringify(api.getColumnState().filter((c) => c.sort).sort((a, b) => a.sortIndex - b.sortIndex)
+              .map((c) => ({ colId: c.colId, sort: c.sort }))))
+          : "";
+        window.location.assign(`/file/${view}.${button.dataset.act}?at=${at}&filter=${filter}&sort=${sort}`);
+        break;
+      }
+    }
+  }
+
+  document.addEventListener("click", function (event) {
+    const link = event.target.closest("[data-go]");
+    if (link && !event.ctrlKey && !event.metaKey) { event.preventDefault(); go(link.dataset.go); return; }
+    const button = event.target.closest("[data-act]");
+    if (button) act(button);
+  });
+
+  document.addEventListener("keydown", function (event) {
+    const target = event.target;
+    if (event.key === "Enter" && target.dataset && target.dataset.go) { go(target.dataset.go); return; }
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Escape" && document.body.classList.contains("has-full") && !document.querySelector(".mantine-Modal-content")) {
+      tell("key", { do: "full", view: "" });
+      return;
+    }
+    if (target.closest && target.closest("input, textarea, select, [contenteditable], .ag-root, [role=combobox]")) return;
+    const step = { j: "next-expert", k: "previous-expert", J: "next-layer", K: "previous-layer" }[event.key];
+    if (step) { tell("key", { do: step }); event.preventDefault(); }
+    else if (event.key === "/") { const box = document.getElementById("search"); if (box) { box.focus(); event.preventDefault(); } }
+    else if (event.key === "?") document.getElementById("help-switch").click();
+    else if (event.key === "t") document.getElementById("theme-switch").click();
+  });
+})();

@@ -1,0 +1,140 @@
+"""Controls that choose: each sets one field of the place; the place sets them back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
+
+from moescope.app.place import Place, coerced, parse
+from moescope.app.scene import Scene
+
+
+def select(
+    field: str, label: str, options: Sequence[tuple[str, str]], default: str = "", width: int = 130, **more: Any
+) -> Any:
+    """A list to choose from.
+
+    Args:
+        field: of the place.
+        label: above it.
+        options: (value, shown text).
+        default: what counts when nothing is chosen; with one, the list cannot be cleared.
+        width: pixels.
+        more: further properties of `dmc.Select`.
+    """
+    return dmc.Select(
+        id=_id(field, default),
+        label=label,
+        data=[{"value": value, "label": shown} for value, shown in options],
+        value=default or None,
+        clearable=not default,
+        allowDeselect=False,
+        searchable=len(options) > 12,
+        size="xs",
+        w=width,
+        comboboxProps={"shadow": "md"},
+        **more,
+    )
+
+
+def switch(field: str, label: str, options: Sequence[tuple[str, str]], default: str) -> Any:
+    """A few choices side by side."""
+    return dmc.InputWrapper(
+        dmc.SegmentedControl(
+            id=_id(field, default),
+            data=[{"value": value, "label": shown} for value, shown in options],
+            value=default,
+            size="xs",
+            **{"aria-label": label},
+        ),
+        label=label,
+        size="xs",
+        labelElement="div",
+    )
+
+
+def number(field: str, label: str, default: int, low: int, high: int, width: int = 96) -> Any:
+    """A whole number."""
+    return dmc.NumberInput(
+        id=_id(field, str(default)),
+        label=label,
+        value=default,
+        min=low,
+        max=high,
+        allowDecimal=False,
+        clampBehavior="strict",
+        debounce=300,
+        size="xs",
+        w=width,
+    )
+
+
+def text(field: str, label: str, placeholder: str = "", width: int = 240) -> Any:
+    """Words to look for; they count on Enter or when the field is left."""
+    return dmc.TextInput(
+        id=_id(field, ""), label=label, placeholder=placeholder, value="", debounce=True, size="xs", w=width
+    )
+
+
+def common(scene: Scene) -> list[Any]:
+    """The selection that every panel follows: layer, expert, label, phase, slice."""
+    store = scene.store
+    widest = max(site.n_experts for site in store.sites)
+    found = [
+        select("layer", "Layer", [(name, name) for name in scene.layers], width=104, placeholder="all"),
+        select("expert", "Expert", [(str(e), str(e)) for e in range(widest)], width=92, placeholder="all"),
+    ]
+    if store.labels:
+        first = store.labels[0]
+        found.append(select("by", "Label", [(name, name) for name in store.labels], first, width=120))
+        found.append(select("label", "Value", [], width=150, placeholder="all"))
+    found.append(
+        select("phase", "Phase", [("prefill", "prefill"), ("decode", "decode")], width=104, placeholder="both")
+    )
+    found.append(select("slice", "Slice", [], width=140, placeholder="all documents"))
+    return found
+
+
+def register(app: Dash) -> None:
+    """Adds the callbacks: control to place, and place to control."""
+    app.clientside_callback(
+        ClientsideFunction("moescope", "setting"),
+        Output({"type": "set", "field": MATCH, "default": MATCH}, "value"),
+        Input("place", "data"),
+        State({"type": "set", "field": MATCH, "default": MATCH}, "id"),
+        State({"type": "set", "field": MATCH, "default": MATCH}, "value"),
+    )
+    # What there is to choose from changes with the label and with the slices; the rest is the store's.
+    app.clientside_callback(
+        ClientsideFunction("moescope", "choices"),
+        Output({"type": "set", "field": MATCH, "default": MATCH}, "data"),
+        Input("place", "data"),
+        State({"type": "set", "field": MATCH, "default": MATCH}, "id"),
+        State({"type": "set", "field": MATCH, "default": MATCH}, "data"),
+    )
+
+    @app.callback(
+        Output("url", "href", allow_duplicate=True),
+        Input({"type": "set", "field": ALL, "default": ALL}, "value"),
+        State("place", "data"),
+        prevent_initial_call=True,
+    )
+    def _chosen(values: Any, place: Any) -> Any:
+        if not ctx.triggered_id or not place or place.get("trouble"):
+            return no_update
+        here = parse(place["href"])[0]
+        there = chosen(here, ctx.triggered_id["field"], ctx.triggered[0]["value"], ctx.triggered_id["default"])
+        return no_update if there.href == here.href else there.href
+
+
+def chosen(here: Place, field: str, value: Any, default: str) -> Place:
+    """The place after a control was set; its default leaves the URL short."""
+    plain = None if value in (None, "") or str(value) == default else coerced(field, str(value))
+    return here.go(**{field: plain})
+
+
+def _id(field: str, default: str) -> dict[str, str]:
+    return {"type": "set", "field": field, "default": default}

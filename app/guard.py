@@ -1,0 +1,72 @@
+"""Who may speak with the app, and with whom its pages may speak: this machine, and nobody else unless told so."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from urllib.parse import urlsplit
+
+from dash import Dash
+from flask import Response, redirect, request
+
+_LOCAL = ("127.0.0.1", "localhost", "[::1]")
+_COOKIE = "moescope-token"
+
+
+def is_local(host: str) -> bool:
+    """Whether an address to bind to is this machine's own."""
+    return host in ("127.0.0.1", "localhost", "::1")
+
+
+def new_token() -> str:
+    """A token nobody guesses."""
+    return secrets.token_urlsafe(24)
+
+
+def protect(app: Dash, token: str | None) -> None:
+    """Adds the checks and the content policy.
+
+    Without a token the app answers only requests addressed to this machine by name, so that a web page elsewhere
+    cannot reach it through a name that it makes point here. A request that another page has sent is refused.
+
+    Args:
+        app: the app, with all its callbacks: inline scripts are allowed by their hashes.
+        token: asked for once in the URL, then kept in a cookie; None: not asked for.
+    """
+
+    @app.server.before_request
+    def _check() -> Response | tuple[str, int] | None:
+        name = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host
+        if token is None and name not in _LOCAL:
+            return "This app answers to this machine only; start it with --host and open the link it prints.", 403
+        origin = request.headers.get("Origin")
+        if origin is not None and urlsplit(origin).netloc != request.host:
+            return "Another page has sent this request.", 403
+        if token is None:
+            return None
+        given = request.args.get("token")
+        if given is not None and hmac.compare_digest(given.encode(), token.encode()):
+            kept = {key: value for key, value in request.args.items() if key != "token"}
+            answer = redirect(request.path + ("?" + "&".join(f"{k}={v}" for k, v in kept.items()) if kept else ""))
+            answer.set_cookie(_COOKIE, token, httponly=True, samesite="Strict")
+            return answer  # pyright: ignore[reportReturnType]
+        held = request.cookies.get(_COOKIE, "")
+        if not hmac.compare_digest(held.encode(), token.encode()):
+            return "This app asks for a token: open the link that `moescope app` printed.", 401
+        return None
+
+    scripts: list[str] = []
+
+    @app.server.after_request
+    def _policy(answer: Response) -> Response:
+        if not scripts:
+            scripts.extend(app.csp_hashes())
+        answer.headers["Content-Security-Policy"] = (
+            f"default-src 'self'; script-src 'self' {' '.join(scripts)}; style-src 'self' 'unsafe-inline'; "
+            "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; connect-src 'self'; "
+            "base-uri 'none'; form-action 'self'; object-src 'none'; "
+            "frame-ancestors 'self' http://localhost:* http://127.0.0.1:*"
+        )
+        answer.headers["X-Content-Type-Options"] = "nosniff"
+        answer.headers["Referrer-Policy"] = "no-referrer"
+        return answer

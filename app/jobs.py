@@ -1,0 +1,115 @@
+"""Long work in threads of this process: each job says how far it is and stops when it is told to.
+
+Threads, not processes: a model in the lab is loaded once and shared, and counting holds no Python lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from typing import Any, Literal
+
+from moescope.errors import MoescopeError
+
+State = Literal["waiting", "running", "done", "failed", "cancelled"]
+
+
+class Cancelled(MoescopeError):
+    """Somebody pressed cancel."""
+
+
+class Job:
+    """One piece of work.
+
+    Attributes:
+        id: names it in the page.
+        title: what it does, for people.
+        state: where it stands.
+        what, done, total: its step, how much of it is done, of how much (0: unknown).
+        partial: what it has found so far, if it shows that.
+        result: what it gave, once it is done; error: one sentence, once it has failed.
+    """
+
+    def __init__(self, title: str) -> None:
+        """A job that has not begun."""
+        self.id = secrets.token_hex(6)
+        self.title = title
+        self.state: State = "waiting"
+        self.what, self.done, self.total = "", 0, 0
+        self.partial: Any = None
+        self.result: Any = None
+        self.error = ""
+        self._stop = threading.Event()
+        self._over = threading.Event()
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """The work calls this as it goes.
+
+        Raises:
+            Cancelled: the person has cancelled; the work stops here.
+        """
+        self.what, self.done, self.total = what, done, total
+        self.check()
+
+    def check(self) -> None:
+        """Raises `Cancelled` if the person has cancelled."""
+        if self._stop.is_set():
+            raise Cancelled(f"{self.title}: cancelled.")
+
+    def cancel(self) -> None:
+        """Asks the work to stop; it does at its next report."""
+        self._stop.set()
+
+    @property
+    def over(self) -> bool:
+        """It has ended, well or not."""
+        return self._over.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for its end; whether it has ended."""
+        return self._over.wait(seconds)
+
+
+class Jobs:
+    """Jobs at work, at most `at_once` of them."""
+
+    def __init__(self, at_once: int = 2) -> None:
+        """No job yet."""
+        self._slots = threading.Semaphore(at_once)
+        self._jobs: dict[str, Job] = {}
+        self._lock = threading.Lock()
+
+    def start(self, title: str, work: Callable[[Job], Any]) -> Job:
+        """Begins `work(job)` in a thread of its own."""
+        job = Job(title)
+        with self._lock:
+            ended = [known.id for known in self._jobs.values() if known.over]
+            for name in ended[:-50]:  # a page may still ask for the last ones
+                del self._jobs[name]
+            self._jobs[job.id] = job
+        threading.Thread(target=self._run, args=(job, work), name=f"moescope-{job.title}", daemon=True).start()
+        return job
+
+    def get(self, name: str | None) -> Job | None:
+        """A job by its id; None if it is long over."""
+        with self._lock:
+            return self._jobs.get(name or "")
+
+    def _run(self, job: Job, work: Callable[[Job], Any]) -> None:
+        try:
+            with self._slots:
+                job.check()
+                job.state = "running"
+                job.result = work(job)
+                job.state = "done"
+        except Cancelled:
+            job.state = "cancelled"
+        except MoescopeError as error:
+            job.state, job.error = "failed", str(error)
+        except Exception as error:
+            logging.getLogger(__name__).exception("%s failed", job.title)
+            job.state, job.error = "failed", f"{job.title} failed: {type(error).__name__}: {error}"
+        finally:
+            job._over.set()

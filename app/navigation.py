@@ -1,0 +1,214 @@
+"""The URL is the state: it becomes the place, the place becomes the page, and clicks and keys become URLs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import ALL, Dash, Input, Output, State, ctx, no_update, set_props
+from dash.exceptions import PreventUpdate
+
+from moescope.analysis.cards import parsed
+from moescope.app import book, controls, shell, slicing
+from moescope.app.panels import note
+from moescope.app.place import Place, parse
+from moescope.app.scene import Desk, Scene
+from moescope.app.views import FigureView, TableView, to_expert
+from moescope.errors import MoescopeError
+
+
+def register(app: Dash, desk: Desk) -> None:
+    """Adds the callbacks."""
+    controls.register(app)
+    shell.register(app)
+
+    @app.callback(
+        Output("place", "data"),
+        Output("page", "children"),
+        Output("menu", "children"),
+        Output("said", "children"),
+        Output("store-choice", "data"),
+        Output("store-choice", "value"),
+        Output("frame", "className"),
+        Input("url", "href"),
+        Input("watch", "n_intervals"),
+        State("place", "data"),
+    )
+    def _arrive(href: str | None, ticks: int, before: dict[str, Any] | None) -> Any:
+        if href is None:
+            raise PreventUpdate
+        here, notes = parse(href)
+        if here.page == "shelf" and (only := desk.shelf.sole()) is not None:
+            here = here.go(store=only)
+        now = state(desk, here)
+        now["notes"] = list(notes)
+        if now == before:
+            raise PreventUpdate
+        parts = ("page", "store", "trouble", "hide", "names") + (() if here.page != "shelf" else ("version",))
+        same = before is not None and all(now.get(part) == before.get(part) for part in parts)
+        page = no_update if same else shell.page(desk, here, now.get("trouble"))
+        names = [{"value": name, "label": name} for name in now["names"]]
+        said = [note(line) for line in notes]
+        return now, page, shell.menu(here), said, names, here.store, "embedded" if here.embed else ""
+
+    @app.callback(
+        Output("url", "href", allow_duplicate=True),
+        Input("store-choice", "value"),
+        State("place", "data"),
+        prevent_initial_call=True,
+    )
+    def _store(name: str | None, place: Any) -> Any:
+        here = parse(place["href"])[0] if place else Place()
+        return no_update if not name or name == here.store else here.go(store=name).href
+
+    @app.callback(
+        Output("url", "href", allow_duplicate=True),
+        Output({"type": "graph", "of": "figure", "view": ALL}, "clickData"),
+        Output({"type": "graph", "of": "figure", "view": ALL}, "selectedData"),
+        Input({"type": "graph", "of": "figure", "view": ALL}, "clickData"),
+        Input({"type": "graph", "of": "figure", "view": ALL}, "selectedData"),
+        State("place", "data"),
+        prevent_initial_call=True,
+    )
+    def _clicked(clicks: Any, selections: Any, place: Any) -> Any:
+        kept = [no_update] * len(clicks)
+        given = ctx.triggered[0]["value"] if ctx.triggered else None
+        if not ctx.triggered_id or not given or not given.get("points") or not place:
+            return no_update, kept, kept
+        here = parse(place["href"])[0]
+        view = book.view(ctx.triggered_id["view"])
+        there: Place | None = None
+        if isinstance(view, FigureView) and ctx.triggered[0]["prop_id"].endswith(".selectedData"):
+            if view.select is not None:
+                there = view.select(desk.scene(here), given["points"])
+        elif isinstance(view, FigureView) and view.click is not None:
+            there = view.click(here, given["points"][0])
+        # Forgotten at once, so that a second click on the same point counts.
+        cleared = [None if value else no_update for value in clicks]
+        return (no_update if there is None or there == here else there.href), cleared, kept
+
+    @app.callback(
+        Output("url", "href", allow_duplicate=True),
+        Input({"type": "grid", "of": "table", "view": ALL}, "cellClicked"),
+        State({"type": "grid", "of": "table", "view": ALL}, "selectedRows"),
+        State("place", "data"),
+        prevent_initial_call=True,
+    )
+    def _row(clicks: Any, rows: Any, place: Any) -> Any:
+        if not ctx.triggered_id or not ctx.triggered[0]["value"] or not place:
+            return no_update
+        view = book.view(ctx.triggered_id["view"])
+        chosen = next((found[0] for found, cell in zip(rows, clicks, strict=True) if cell and found), None)
+        if not isinstance(view, TableView) or chosen is None:
+            return no_update
+        here = parse(place["href"])[0]
+        there = (
+            view.go(here, chosen) if view.go else to_expert(here, {"x": chosen.get("expert"), "y": chosen.get("layer")})
+        )
+        return no_update if there is None or there == here else there.href
+
+    @app.callback(
+        Output("url", "href", allow_duplicate=True),
+        Input("key", "data"),
+        State("place", "data"),
+        prevent_initial_call=True,
+    )
+    def _key(key: Any, place: Any) -> Any:
+        if not key or not place or place.get("trouble") or not place.get("layers"):
+            return no_update
+        here = parse(place["href"])[0]
+        there = stepped(here, desk.scene(here), str(key.get("do")), str(key.get("view") or ""))
+        return no_update if there == here else there.href
+
+    @app.callback(
+        Output("url", "href", allow_duplicate=True),
+        Output("search", "value"),
+        Input("search", "n_submit"),
+        State("search", "value"),
+        State("place", "data"),
+        prevent_initial_call=True,
+    )
+    def _search(submits: Any, text: str | None, place: Any) -> Any:
+        if not submits or not text or not place or not place.get("store"):
+            return no_update, no_update
+        return searched(parse(place["href"])[0], text).href, ""
+
+
+def state(desk: Desk, here: Place) -> dict[str, Any]:
+    """What the page needs of a place: its fields, the store's version, what there is to choose from, or the trouble."""
+    now: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in vars(here).items()
+    }
+    now |= {"href": here.href, "version": None, "trouble": None, "names": desk.shelf.names(), "choices": {}}
+    if here.store is None:
+        now["version"] = "|".join(now["names"])
+        return now
+    try:
+        scene = desk.scene(here)
+        now |= {"version": scene.opened.version, "layers": scene.layers, "status": scene.store.status}
+        now["choices"] = _choices(scene)
+    except MoescopeError as error:
+        now["trouble"] = desk.shelf.without_root(str(error))
+    except OSError as error:
+        now["trouble"] = f"The store {here.store!r} cannot be read: {error.strerror}."
+    return now
+
+
+def stepped(here: Place, scene: Scene, do: str, view: str = "") -> Place:
+    """The place after a key: the next or previous expert or layer, or a panel over the whole window."""
+    layers = scene.layers
+    row = layers.index(here.layer) if here.layer in layers else 0
+    width = scene.store.sites[row].n_experts
+    expert = here.expert if here.expert is not None else 0
+    if do == "full":
+        return here.go(full=None if here.full == view else view or None)
+    if do in ("next-expert", "previous-expert"):
+        step = 1 if do == "next-expert" else -1
+        to = (expert + step) % width if here.expert is not None and here.layer is not None else 0
+        return here.go(layer=layers[row], expert=to)
+    if do in ("next-layer", "previous-layer"):
+        row = (row + (1 if do == "next-layer" else -1)) % len(layers) if here.layer is not None else 0
+        kept = None if here.expert is None else min(here.expert, scene.store.sites[row].n_experts - 1)
+        return here.go(layer=layers[row], expert=kept)
+    return here
+
+
+def searched(here: Place, text: str) -> Place:
+    """Where a search leads: an expert by its name, else the texts that hold the words."""
+    try:
+        layer, expert = parsed(text)
+    except MoescopeError:
+        return here.go(page="text", find=text, doc=None)
+    return here.go(page="expert", layer=str(layer), expert=expert)
+
+
+def alarmed(error: Exception) -> None:
+    """An error that nobody foresaw stays visible on the page, and its trace goes to the log."""
+    logging.getLogger(__name__).error("a callback failed", exc_info=error)
+    shown = str(error) if isinstance(error, MoescopeError) else f"{type(error).__name__}: {error}"
+    set_props("alarm", {"children": dmc.Alert(shown, title="Something failed", color="red", withCloseButton=True)})
+
+
+def _choices(scene: Scene) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {"slice": list(slicing.slices(scene.place))}
+    if scene.by is not None:
+        found["label"] = label_values(scene)
+    if scene.place.layer is not None:
+        found["expert"] = [str(expert) for expert in range(scene.site().n_experts)]
+    return found
+
+
+def label_values(scene: Scene) -> list[str]:
+    """Values of the label that counts, in order; read once for a store as it stands."""
+    import pyarrow.compute as pc
+
+    by = scene.by
+    if by is None:
+        return []
+
+    def read() -> list[str]:
+        values = pc.unique(scene.store.documents([by])[by]).to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+        return sorted(str(value) for value in values if value is not None)
+
+    return scene.compute(("label values", by), "reading the labels", read, patience=5)

@@ -1,0 +1,8 @@
+"""The pages of a store: what each shows, in reading order; no page computes."""
+
+from __future__ import annotations
+
+from moescope.app.pages.overview import OVERVIEW
+from moescope.app.views import Page
+
+ALL: tuple[Page, ...] = (OVERVIEW,)

@@ -1,0 +1,173 @@
+"""A view's frame on the page: heading, how to read it, full window, save; and the parts that callbacks fill."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dash_ag_grid as dag
+import dash_mantine_components as dmc
+from dash import dcc, html
+
+from moescope.app.place import Place
+from moescope.app.views import BlockView, FigureView, Page, TableView, View
+
+
+def part(kind: str, view: View) -> dict[str, str]:
+    """The id of one part of a panel."""
+    return {"type": kind, "of": kind_of(view), "view": view.name}
+
+
+def kind_of(view: View) -> str:
+    """ "figure", "block" or "table": each kind is filled by a callback of its own."""
+    return "figure" if isinstance(view, FigureView) else "table" if isinstance(view, TableView) else "block"
+
+
+def grid_of(page: Page, place: Place) -> Any:
+    """All panels of a page, without those that `?hide=` names; `?full=` fills the window with one."""
+    shown = [view for view in page.views if view.name not in place.hide]
+    return dmc.Grid([dmc.GridCol(panel(view), span={"base": 12, "md": view.width}) for view in shown], gutter="md")
+
+
+def panel(view: View) -> Any:
+    """One panel, empty until its callback has drawn it."""
+    if isinstance(view, FigureView):
+        body: Any = html.Div(_graph(view), id=part("body", view), className="panel-figure")
+    elif isinstance(view, TableView):
+        body = html.Div(_table(view), id=part("body", view))
+    else:
+        body = html.Div(id=part("body", view), className="panel-block")
+    state = [
+        dcc.Store(id=part("wanted", view)),
+        dcc.Store(id=part("reads", view), data=list(view.reads)),
+        dcc.Store(id=part("act", view)),
+        dcc.Store(id=part("job", view)),
+        dcc.Interval(id=part("tick", view), interval=400, disabled=True),
+    ]
+    inside = [*([] if _bare(view) else [_head(view)]), html.Div(id=part("note", view), role="status"), body]
+    return html.Section(
+        [*inside, *state],
+        id=f"panel-{view.name}",
+        className="panel bare" if _bare(view) else "panel",
+        **{"aria-labelledby": f"title-{view.name}"} if not _bare(view) else {"aria-label": view.title},
+    )
+
+
+def note(message: str, trouble: bool = False, retry: View | None = None) -> Any:
+    """A word of why a panel is empty, or of what went wrong."""
+    button = (
+        dmc.Button("Try again", size="compact-xs", variant="light", **_act("retry", retry))
+        if retry is not None
+        else None
+    )
+    return dmc.Alert(
+        dmc.Group([html.Span(message), button] if button else [html.Span(message)], justify="space-between"),
+        color="red" if trouble else "gray",
+        variant="light",
+        className="note",
+    )
+
+
+def progress(view: View, title: str, what: str, done: int, total: int) -> Any:
+    """Long work on its way, and a button that stops it."""
+    shown = f"{what}: {done:,} of {total:,}" if total else what
+    return html.Div(
+        [
+            dmc.Group(
+                [
+                    dmc.Text(f"{title} {shown}".strip(), size="sm"),
+                    dmc.Button("Cancel", size="compact-xs", variant="default", **_act("cancel", view)),
+                ],
+                justify="space-between",
+            ),
+            dmc.Progress(
+                value=100 * done / total if total else 100,
+                striped=not total,
+                animated=not total,
+                size="sm",
+                **{"aria-label": title},
+            ),
+        ],
+        className="note pending",
+    )
+
+
+def _bare(view: View) -> bool:
+    return isinstance(view, BlockView) and view.bare
+
+
+def _graph(view: FigureView) -> Any:
+    return dcc.Graph(
+        id=part("graph", view),
+        config={
+            "displaylogo": False,
+            "responsive": True,
+            "modeBarButtonsToRemove": ["autoScale2d", "toImage"] + ([] if view.select else ["lasso2d", "select2d"]),
+        },
+        style={"display": "none"},
+    )
+
+
+def _table(view: TableView) -> Any:
+    return dag.AgGrid(
+        id=part("grid", view),
+        rowModelType="infinite",
+        columnDefs=[],
+        defaultColDef={"resizable": True, "sortable": True, "filter": True, "floatingFilter": True, "minWidth": 90},
+        dashGridOptions={
+            "theme": {"function": "themeOfPage(theme)"},
+            "cacheBlockSize": 100,
+            "maxBlocksInCache": 20,
+            "rowSelection": {"mode": "singleRow", "checkboxes": False, "enableClickSelection": True},
+            "animateRows": False,
+            "enableCellTextSelection": True,
+        },
+        style={"height": f"{view.height}px", "width": "100%"},
+        className="panel-grid",
+    )
+
+
+def _head(view: View) -> Any:
+    tools = []
+    if view.how:
+        tools.append(
+            dmc.Popover(
+                [
+                    dmc.PopoverTarget(_tool("How to read it", "?")),
+                    dmc.PopoverDropdown(dmc.Text(view.how, size="sm"), maw=420),
+                ],
+                width=420,
+                position="bottom-end",
+                shadow="md",
+                withArrow=True,
+            )
+        )
+    if isinstance(view, FigureView):
+        tools.append(_tool("Save as one HTML file", "⤓", **_act("save", view)))
+    if isinstance(view, TableView):
+        tools.append(dmc.Button("CSV", size="compact-xs", variant="subtle", color="gray", **_act("csv", view)))
+        tools.append(dmc.Button("Parquet", size="compact-xs", variant="subtle", color="gray", **_act("parquet", view)))
+    tools.append(_tool("Fill the window (Escape leaves)", "⤢", **_act("full", view)))
+    return html.Header(
+        [
+            dmc.Title(view.title, order=2, size="h5", id=f"title-{view.name}"),
+            dmc.Group(tools, gap=2, className="panel-tools"),
+        ],
+        className="panel-head",
+    )
+
+
+def _tool(label: str, sign: str, **more: Any) -> Any:
+    return dmc.ActionIcon(
+        html.Span(sign, **{"aria-hidden": "true"}),
+        variant="subtle",
+        color="gray",
+        size="sm",
+        **{"aria-label": label},
+        attributes={"root": {"title": label}},
+        **more,
+    )
+
+
+def _act(what: str, view: View) -> dict[str, str]:
+    """Attributes that the page's script answers to: what to do, in which panel."""
+    return {"data-act": what, "data-of": kind_of(view), "data-view": view.name}

@@ -1,0 +1,201 @@
+"""Where a person is in the app and what they have chosen: one value, one URL, one codec.
+
+    /                                   every store of the folder
+    /store/<name>                       the overview of one
+    /store/<name>/L12/E57               one expert
+    /store/<name>/<page>?by=domain&label=code&layer=12&expert=57
+
+Everything that a page shows follows from its `Place`; everything that a click does is another `Place`. A URL with
+nonsense in it still leads somewhere: what cannot be read is left out, and said.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields, replace
+from typing import Any
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+PAGES = ("overview", "expert", "text", "specialisation", "flow", "map", "outliers", "compare", "lab", "analyses")
+"""Pages of a store, in the order of the menu; `shelf` is the page without one."""
+
+_LONGEST = 8_000  # characters of one field: a recipe of a few hundred edits still fits, a browser still sends it
+
+
+@dataclass(frozen=True)
+class Place:
+    """One state of the app.
+
+    Attributes:
+        page: one of `PAGES`, or "shelf".
+        store: the store's name, its path below the folder.
+        layer: the layer as figures name it: "12", or a site key where a layer has two routers.
+        expert: expert id in that layer.
+        by, label: the label column, and one of its values.
+        phase: "prefill" or "decode"; None for both.
+        slices: named sets of documents, `name~column:value,value` or `name~documents:3-9,12`, joined by "|".
+        slice: the name of the slice that counts now.
+        value: what the grid of layers and experts shows.
+        colour: what the tokens of a text are coloured by.
+        doc, token: a document's number, and a token's place in it (from 0).
+        step: where a replay stands; None when nothing is replayed.
+        start: the first token of a long document that is shown.
+        other: the second store of a comparison (`with=` in the URL).
+        recipe: edits, as `moescope.app.recipes` writes them.
+        question: one analysis by name, where a page offers several.
+        neighbour: the other layer of a pair.
+        devices, group: devices and (of replication) redundant slots of a placement.
+        find: what is searched for.
+        prompt: the lab's prompt.
+        full: the panel that fills the window.
+        embed: without header and menu, for a frame in another page.
+        hide: names of panels left out.
+    """
+
+    page: str = "shelf"
+    store: str | None = None
+    layer: str | None = None
+    expert: int | None = None
+    by: str | None = None
+    label: str | None = None
+    phase: str | None = None
+    slices: str | None = None
+    slice: str | None = None
+    value: str | None = None
+    colour: str | None = None
+    doc: int | None = None
+    token: int | None = None
+    step: int | None = None
+    start: int | None = None
+    other: str | None = None
+    recipe: str | None = None
+    question: str | None = None
+    neighbour: str | None = None
+    devices: int | None = None
+    group: str | None = None
+    find: str | None = None
+    prompt: str | None = None
+    full: str | None = None
+    embed: bool = False
+    hide: tuple[str, ...] = ()
+
+    def go(self, **changes: Any) -> Place:
+        """The same place but for some fields; a new store forgets what belonged to the old one."""
+        if "store" in changes and changes["store"] != self.store:
+            kept = Place(embed=self.embed, hide=self.hide, recipe=self.recipe, page=self.page)
+            return replace(kept, **({"page": "overview"} | changes if self.page == "shelf" else changes))
+        if "by" in changes and changes["by"] != self.by:
+            changes = {"label": None} | changes
+        if "doc" in changes and changes["doc"] != self.doc:
+            changes = {"token": None, "step": None, "start": None} | changes
+        return replace(self, **changes)
+
+    @property
+    def href(self) -> str:
+        """The URL, without scheme and host; `parse` reads it back."""
+        path = "/"
+        in_path = {"page", "store"}
+        if self.store is not None and self.page != "shelf":
+            path = f"/store/{quote(self.store, safe='')}"
+            if self.page == "expert" and self.layer is not None and self.expert is not None:
+                path += f"/{_layer_in_path(self.layer)}/E{self.expert}"
+                in_path |= {"layer", "expert"}
+            elif self.page != "overview":
+                path += f"/{self.page}"
+        pairs = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in in_path or value in (None, False, ()):
+                continue
+            shown = ",".join(value) if isinstance(value, tuple) else "1" if value is True else str(value)
+            pairs.append((_QUERY.get(field.name, field.name), shown))
+        return path + (f"?{urlencode(pairs, quote_via=quote, safe=':,~|*')}" if pairs else "")
+
+    @property
+    def expert_name(self) -> str | None:
+        """The selected expert as people write it, "L12E57"."""
+        if self.layer is None or self.expert is None:
+            return None
+        return f"{_layer_in_path(self.layer)}E{self.expert}"
+
+
+def parse(href: str) -> tuple[Place, tuple[str, ...]]:
+    """A URL as a place, and what of it could not be read, in words."""
+    try:
+        parts = urlsplit(href)
+    except ValueError:
+        return Place(), ("The address could not be read.",)
+    found, notes = _path(parts.path)
+    names = {query: name for name, query in _QUERY.items()}
+    kinds = {field.name: str(field.type) for field in fields(Place)}
+    seen: set[str] = set()
+    for key, text in parse_qsl(parts.query, keep_blank_values=False):
+        name = names.get(key, key)
+        if name not in kinds or name in ("page", "store") or (key in _QUERY and key not in names):
+            notes.append(f"The address names {_short(key)!r}, which means nothing here.")
+        elif name in seen or name in found:
+            notes.append(f"The address gives {_short(key)!r} twice; the first counts.")
+        else:
+            seen.add(name)
+            value = _value(name, kinds[name], text)
+            if value is None:
+                notes.append(f"The address gives {_short(key)!r} as {_short(text)!r}, which it cannot be.")
+            else:
+                found[name] = value
+    return Place(**found), tuple(notes)
+
+
+def coerced(name: str, text: str) -> Any:
+    """A field's value from what a control gives; None if it cannot be that."""
+    kinds = {field.name: str(field.type) for field in fields(Place)}
+    return _value(name, kinds[name], text)
+
+
+_QUERY = {"other": "with"}
+_ALLOWED = {"phase": ("prefill", "decode")}
+
+
+def _path(path: str) -> tuple[dict[str, Any], list[str]]:
+    steps = [unquote(step) for step in path.strip("/").split("/") if step]
+    if not steps:
+        return {}, []
+    if steps[0] != "store" or len(steps) < 2:
+        return {}, [f"There is no page {_short('/' + '/'.join(steps))!r}; here is every store instead."]
+    found: dict[str, Any] = {"page": "overview", "store": steps[1]}
+    rest = steps[2:]
+    if not rest:
+        return found, []
+    if len(rest) == 1 and rest[0] in PAGES:
+        return found | {"page": rest[0]}, []
+    if len(rest) == 2 and (layer := _layer(rest[0])) and re.fullmatch(r"E\d{1,6}", rest[1]):
+        return found | {"page": "expert", "layer": layer, "expert": int(rest[1][1:])}, []
+    return found, [f"There is no page {_short('/'.join(rest))!r} of a store; here is its overview instead."]
+
+
+def _layer_in_path(layer: str) -> str:
+    return f"L{layer}" if layer.isdigit() else layer
+
+
+def _layer(text: str) -> str | None:
+    """ "12" of "12", "L12" and "L012"; a site key that is more than a number as it is."""
+    if match := re.fullmatch(r"L?(\d{1,5})", text):
+        return str(int(match[1]))
+    return text if re.fullmatch(r"L\d{3,}[A-Za-z0-9_-]+", text) else None
+
+
+def _value(name: str, kind: str, text: str) -> Any:
+    if len(text) > _LONGEST:
+        return None
+    if name in ("layer", "neighbour"):
+        return _layer(text)
+    if kind.startswith("int"):
+        return int(text) if re.fullmatch(r"\d{1,15}", text) else None
+    if kind == "bool":
+        return {"1": True, "true": True}.get(text)
+    if kind.startswith("tuple"):
+        return tuple(part for part in text.split(",") if part)
+    return text if name not in _ALLOWED or text in _ALLOWED[name] else None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:60] + "…"

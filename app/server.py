@@ -1,0 +1,109 @@
+"""The app, put together and served."""
+
+from __future__ import annotations
+
+import logging
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+from dash import Dash
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+
+from moescope.app import book, downloads, drawing, guard, navigation, shell, tables
+from moescope.app.answers import Answers
+from moescope.app.jobs import Jobs
+from moescope.app.scene import Desk
+from moescope.app.shelf import Shelf
+from moescope.errors import MoescopeError
+
+
+def build(
+    folder: str | Path = ".",
+    models: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    token: str | None = None,
+) -> Dash:
+    """The Dash app on all stores below a folder.
+
+    Args:
+        folder: a folder of stores, or a store.
+        models: models that the lab may load, besides those of the stores and the aliases.
+        trust_remote_code: whether the lab may run a model's own code.
+        token: asked of every browser, if given.
+
+    Raises:
+        StoreError: there is no such folder.
+    """
+    jobs = Jobs()
+    desk = Desk(Shelf(folder), jobs, Answers(jobs), tuple(models), trust_remote_code)
+    app = Dash(
+        "moescope",
+        title="MoEscope",
+        update_title=None,  # pyright: ignore[reportArgumentType]
+        serve_locally=True,
+        assets_folder=str(Path(__file__).parent / "assets"),
+        suppress_callback_exceptions=True,
+        on_error=navigation.alarmed,
+        add_log_handler=False,
+    )
+    app.layout = shell.layout(desk)
+    navigation.register(app, desk)
+    drawing.register(app, desk)
+    tables.register(app, desk)
+    downloads.register(app, desk)
+    for page in book.PAGES.values():
+        if page.register is not None:
+            page.register(app, desk)
+    guard.protect(app, token)
+    return app
+
+
+def listen(app: Dash, host: str = "127.0.0.1", port: int = 0) -> BaseWSGIServer:
+    """A server for the app, bound but not yet serving; port 0 takes a free one (`server.server_port`).
+
+    Raises:
+        MoescopeError: the port is taken.
+    """
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    try:
+        return make_server(host, port, app.server, threaded=True, request_handler=_Quiet)
+    except (OSError, SystemExit) as error:
+        raise MoescopeError(f"Port {port} of {host} cannot be used; name another with --port.") from error
+
+
+def serve(
+    folder: str | Path = ".",
+    host: str = "127.0.0.1",
+    port: int = 8050,
+    models: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    token: str | None = None,
+    browser: bool = False,
+) -> None:
+    """Serves the app until it is interrupted; bound to anything but this machine, it asks for a token.
+
+    Raises:
+        StoreError: there is no such folder.
+        MoescopeError: the port is taken.
+    """
+    asked = token if token is not None or guard.is_local(host) else guard.new_token()
+    server = listen(build(folder, models, trust_remote_code, asked), host, port)
+    shown = f"[{host}]" if ":" in host else host
+    link = f"http://{shown}:{server.server_port}/{f'?token={asked}' if asked else ''}"
+    print(f"MoEscope: {link}   (Ctrl-C ends it)", flush=True)
+    if browser:
+        webbrowser.open(link)
+    try:
+        server.serve_forever()
+    finally:
+        server.server_close()
+
+
+class _Quiet(WSGIRequestHandler):
+    """Does not write a line for every request."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Nothing."""

@@ -1,0 +1,201 @@
+"""The frame round every page: header, menu, selection, help; one design, dark and light."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
+
+from moescope.app import book, controls
+from moescope.app.links import to
+from moescope.app.panels import grid_of, note
+from moescope.app.place import PAGES, Place
+from moescope.app.scene import Desk
+from moescope.errors import MoescopeError
+
+_KEYS = (
+    ("j / k", "next / previous expert"),
+    ("J / K", "next / previous layer"),
+    ("/", "search: L3E7, or words of a text"),
+    ("t", "dark or light"),
+    ("?", "this help"),
+    ("Esc", "leave the full window, close this"),
+)
+
+
+def layout(desk: Desk) -> Any:
+    """The whole window, still without a page."""
+    return dmc.MantineProvider(
+        html.Div(
+            [
+                dcc.Location(id="url", refresh="callback-nav"),
+                dcc.Store(id="place"),
+                dcc.Store(id="theme", storage_type="local"),
+                dcc.Store(id="key"),
+                dcc.Interval(id="watch", interval=4000),
+                html.A("Skip to the page", href="#page", className="skip"),
+                _header(),
+                html.Nav(id="menu", className="menu", **{"aria-label": "Pages"}),
+                html.Main(
+                    [html.Div(id="alarm", role="alert"), html.Div(id="said", role="status"), html.Div(id="page")],
+                    className="main",
+                ),
+                _help(),
+            ],
+            id="frame",
+        ),
+        id="mantine",
+        theme={
+            "primaryColor": "blue",
+            "fontFamily": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif",
+            "defaultRadius": "sm",
+            "cursorType": "pointer",
+        },
+    )
+
+
+def register(app: Dash) -> None:
+    """Adds what happens in the browser alone."""
+    app.clientside_callback(
+        ClientsideFunction("moescope", "theme"),
+        Output("mantine", "forceColorScheme"),
+        Output("theme", "data"),
+        Input("theme-switch", "n_clicks"),
+        State("theme", "data"),
+    )
+    app.clientside_callback(
+        ClientsideFunction("moescope", "help"),
+        Output("help", "opened"),
+        Input("help-switch", "n_clicks"),
+        State("help", "opened"),
+    )
+    app.clientside_callback(
+        ClientsideFunction("moescope", "settle"), Output("page", "className"), Input("place", "data")
+    )
+
+
+def menu(here: Place) -> Any:
+    """Links to the pages of the store, which keep what is chosen."""
+    if here.store is None:
+        return None
+    pages = [book.PAGES[name] for name in PAGES if name in book.PAGES]
+    return [
+        to(
+            here.go(page=page.name, full=None),
+            page.title,
+            className="current" if page.name == here.page else "",
+            **{"aria-current": "page"} if page.name == here.page else {},
+        )
+        for page in pages
+    ]
+
+
+def page(desk: Desk, here: Place, trouble: str | None) -> Any:
+    """One page, its panels still empty; or the stores; or why there is nothing."""
+    if trouble is not None:
+        ways = (
+            [to(Place("overview", here.store), f"Overview of {here.store}")] if here.store in desk.shelf.names() else []
+        )
+        return [note(trouble, trouble=True), html.Div([*ways, to("/", "All stores")], className="ways")]
+    if here.store is None:
+        return _shelf(desk)
+    shown = book.PAGES[here.page]
+    scene = desk.scene(here)
+    extra = [control(scene) for control in shown.controls]
+    return [
+        html.Div(
+            [
+                html.Div(
+                    [dmc.Title(shown.title, order=1, size="h3"), dmc.Text(shown.question, c="dimmed", size="sm")],
+                    className="page-title",
+                ),
+                html.Div(
+                    [*controls.common(scene), *extra], className="controls", role="group", **{"aria-label": "Selection"}
+                ),
+            ],
+            className="page-head",
+        ),
+        grid_of(shown, here),
+    ]
+
+
+def _header() -> Any:
+    return html.Header(
+        [
+            to("/", [html.Span("MoE", className="moe"), "scope"], className="brand"),
+            dmc.Select(
+                id="store-choice",
+                data=[],
+                searchable=True,
+                allowDeselect=False,
+                size="xs",
+                w=260,
+                nothingFoundMessage="no such store",
+                placeholder="choose a store",
+                **{"aria-label": "Store"},
+            ),
+            html.Div(className="space"),
+            dmc.TextInput(
+                id="search",
+                placeholder="Search:  L3E7, or words",
+                size="xs",
+                w=230,
+                rightSection=dmc.Kbd("/", size="xs"),
+                **{"aria-label": "Search an expert or words"},
+            ),
+            _button("theme-switch", "Dark or light", "◐"),
+            _button("help-switch", "Keys and help", "?"),
+        ],
+        className="header",
+    )
+
+
+def _button(name: str, label: str, sign: str) -> Any:
+    return dmc.ActionIcon(
+        html.Span(sign, **{"aria-hidden": "true"}),
+        id=name,
+        variant="default",
+        size="md",
+        n_clicks=0,
+        attributes={"root": {"title": label}},
+        **{"aria-label": label},
+    )
+
+
+def _help() -> Any:
+    rows = [html.Tr([html.Td(dmc.Kbd(keys)), html.Td(what)]) for keys, what in _KEYS]
+    words = (
+        "Everything you choose is in the address: copy it to share what you see. Click an expert, a token or a label "
+        "anywhere, and every panel follows. The ? of a panel says how to read it."
+    )
+    return dmc.Modal(
+        [dmc.Text(words, size="sm"), html.Table(html.Tbody(rows), className="keys")],
+        id="help",
+        title="Help",
+        opened=False,
+        closeButtonProps={"aria-label": "Close"},
+    )
+
+
+def _shelf(desk: Desk) -> Any:
+    names = desk.shelf.names()
+    if not names:
+        return note("There is no store in this folder yet. `moescope demo` or `moescope capture` makes one.")
+    cards = []
+    for name in names:
+        try:
+            store = desk.shelf.open(name).store
+            model = store.manifest.model
+            about = (
+                f"{store.n_tokens:,} tokens of {store.n_documents:,} documents, {len(store.sites)} MoE layers; "
+                f"{', '.join(store.tiers)}"
+            )
+            badge = dmc.Badge(store.status, variant="light", color="green" if store.status == "complete" else "orange")
+            inside = [html.Strong(model.name), html.Div(about, className="dim")]
+        except (MoescopeError, OSError) as error:
+            badge = dmc.Badge("cannot be read", variant="light", color="red")
+            inside = [html.Div(desk.shelf.without_root(str(error)), className="dim")]
+        head = html.Div([to(Place("overview", name), name), badge], className="shelf-head")
+        cards.append(html.Article([head, *inside], className="panel"))
+    return [dmc.Title("Stores", order=1, size="h3", mb="md"), html.Div(cards, className="shelf")]

@@ -1,0 +1,105 @@
+"""Named slices: sets of documents that a person has named, carried by the URL, taken by every analysis as `where`.
+
+code~domain:code|long~documents:3-9,12
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from moescope.app.place import Place
+from moescope.errors import MoescopeError
+
+Where = dict[str, Any]
+
+
+def slices(place: Place) -> dict[str, Where]:
+    """Every named slice of a place: name -> `where` of an analysis.
+
+    Raises:
+        MoescopeError: one of them cannot be read.
+    """
+    return {name: _where(name, rule) for name, rule in _rules(place)}
+
+
+def active(place: Place) -> Where | None:
+    """The slice that counts now; None for all documents.
+
+    Raises:
+        MoescopeError: there is no slice of that name.
+    """
+    if place.slice is None:
+        return None
+    known = slices(place)
+    if place.slice not in known:
+        raise MoescopeError(f"There is no slice {place.slice!r}; there are {', '.join(known) or 'none'}.")
+    return known[place.slice]
+
+
+def with_slice(place: Place, name: str, column: str, values: Iterable[str | int]) -> Place:
+    """The place with one more slice, active.
+
+    Args:
+        place: where we are.
+        name: of the slice; letters, digits, blanks, dots, dashes.
+        column: a label, or "documents".
+        values: label values, or document numbers.
+
+    Raises:
+        MoescopeError: the name cannot be used, or no document is in it.
+    """
+    if not re.fullmatch(r"[\w .-]{1,40}", name):
+        raise MoescopeError("A slice's name may have letters, digits, blanks, dots and dashes, at most 40.")
+    listed = list(values)
+    if not listed:
+        raise MoescopeError("A slice needs at least one document.")
+    if column == "documents":
+        rule = f"documents:{_ranges(sorted({int(value) for value in listed}))}"
+    else:
+        if any(set(str(value)) & set(",|~") for value in listed):
+            raise MoescopeError("Label values with a comma, a tilde or a bar cannot be in a slice.")
+        rule = f"{column}:{','.join(str(value) for value in listed)}"
+    kept = [f"{known}~{old}" for known, old in _rules(place) if known != name]
+    return place.go(slices="|".join([*kept, f"{name}~{rule}"]), slice=name)
+
+
+def without_slice(place: Place, name: str) -> Place:
+    """The place without one slice."""
+    kept = [f"{known}~{rule}" for known, rule in _rules(place) if known != name]
+    return place.go(slices="|".join(kept) or None, slice=None if place.slice == name else place.slice)
+
+
+def _rules(place: Place) -> list[tuple[str, str]]:
+    rules = []
+    for part in (place.slices or "").split("|"):
+        name, tilde, rule = part.partition("~")
+        if tilde:
+            rules.append((name, rule))
+    return rules
+
+
+def _where(name: str, rule: str) -> Where:
+    column, colon, values = rule.partition(":")
+    if not colon or not values:
+        raise MoescopeError(f"The slice {name!r} cannot be read: write it as {name}~column:value,value.")
+    if column != "documents":
+        return {column: values.split(",")}
+    numbers: list[int] = []
+    for part in values.split(","):
+        match = re.fullmatch(r"(\d{1,12})(?:-(\d{1,12}))?", part)
+        if not match or int(match[2] or match[1]) - int(match[1]) > 5_000_000:
+            raise MoescopeError(f"The slice {name!r} names {part!r} as documents; write 3-9,12.")
+        numbers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return {"document": numbers}
+
+
+def _ranges(numbers: list[int]) -> str:
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)

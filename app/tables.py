@@ -1,0 +1,144 @@
+"""Tables page, sort and filter on the server; the same rows go out as CSV or Parquet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from dash import MATCH, Dash, Input, Output, State, no_update
+
+from moescope.app import book
+from moescope.app.answers import Pending
+from moescope.app.drawing import asked, cancelled, guarded, said
+from moescope.app.panels import note
+from moescope.app.place import parse
+from moescope.app.scene import Desk, Scene
+from moescope.app.views import TableView
+from moescope.errors import MoescopeError
+
+
+def register(app: Dash, desk: Desk) -> None:
+    """Adds the callbacks."""
+
+    def one(kind: str) -> dict[str, Any]:
+        return {"type": kind, "of": "table", "view": MATCH}
+
+    def frame(view: TableView, place: Any) -> pd.DataFrame:
+        return view.frame(desk.scene(parse(place["href"])[0]))
+
+    @app.callback(Output(one("grid"), "columnDefs"), Output(one("grid"), "style"), *said("table"), *asked("table"))
+    def _columns(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
+        view = book.view(name["view"])
+        if not isinstance(view, TableView) or not wanted or not place or place.get("trouble"):
+            return [[], {"display": "none"}, None, True, None]
+        if cancelled(desk, act, job):
+            return [no_update, {"display": "none"}, note("Cancelled.", retry=view), True, None]
+        found, words = guarded(view, desk, lambda: frame(view, place))
+        if found is None:
+            return [no_update, {"display": "none"}, *words]
+        return [definitions(view, found), {"height": f"{view.height}px", "width": "100%"}, *words]
+
+    @app.callback(
+        Output(one("grid"), "getRowsResponse"),
+        Input(one("grid"), "getRowsRequest"),
+        State(one("wanted"), "id"),
+        State("place", "data"),
+    )
+    def _rows(request: Any, name: Any, place: Any) -> Any:
+        view = book.view(name["view"])
+        if not request or not place or not isinstance(view, TableView):
+            return no_update
+        try:
+            found = frame(view, place)
+        except (Pending, MoescopeError):
+            return {"rowData": [], "rowCount": 0}
+        chosen = arranged(found, request.get("filterModel"), request.get("sortModel"))
+        part = chosen.iloc[request["startRow"] : request["endRow"]]
+        return {"rowData": _plain(part), "rowCount": len(chosen)}
+
+
+def definitions(view: TableView, frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Column definitions: numbers to the right with their format, text with a text filter."""
+    shown = view.columns or {str(name): (str(name), "") for name in frame.columns}
+    found = []
+    for name, (heading, form) in shown.items():
+        if name not in frame:
+            continue
+        number = pd.api.types.is_numeric_dtype(frame[name])
+        column: dict[str, Any] = {
+            "field": name,
+            "headerName": heading,
+            "filter": "agNumberColumnFilter" if number else "agTextColumnFilter",
+        }
+        if number:
+            column["type"] = "rightAligned"
+            if form:
+                column["valueFormatter"] = {
+                    "function": f"params.value == null ? '' : d3.format('{form}')(params.value)"
+                }
+        found.append(column)
+    return found
+
+
+def arranged(frame: pd.DataFrame, filters: Any, order: Any) -> pd.DataFrame:
+    """The rows that ag-grid's filter model keeps, in the order of its sort model.
+
+    Raises:
+        MoescopeError: the models name a column that there is not, or a filter that is not known.
+    """
+    for column, rule in (filters or {}).items():
+        if column not in frame:
+            raise MoescopeError(f"The table has no column {column!r}.")
+        if "conditions" in rule:
+            kept = [_kept(frame[column], condition) for condition in rule["conditions"]]
+            both = kept[0] & kept[1] if rule.get("operator") == "AND" else kept[0] | kept[1]
+            frame = frame[both]
+        else:
+            frame = frame[_kept(frame[column], rule)]
+    keys = [(rule["colId"], rule["sort"] == "asc") for rule in order or [] if rule["colId"] in frame]
+    if keys:
+        frame = frame.sort_values([key for key, _ in keys], ascending=[up for _, up in keys], kind="stable")
+    return frame
+
+
+def _kept(values: pd.Series, rule: dict[str, Any]) -> pd.Series:
+    kind, wanted = rule["type"], rule.get("filter")
+    if kind in ("blank", "notBlank"):
+        empty = values.isna() | (values.astype(str) == "")
+        return empty if kind == "blank" else ~empty
+    if rule.get("filterType") == "number":
+        number = pd.to_numeric(values, errors="coerce")
+        tests = {
+            "equals": lambda: number == wanted,
+            "notEqual": lambda: number != wanted,
+            "lessThan": lambda: number < wanted,
+            "lessThanOrEqual": lambda: number <= wanted,
+            "greaterThan": lambda: number > wanted,
+            "greaterThanOrEqual": lambda: number >= wanted,
+            "inRange": lambda: (number >= wanted) & (number <= rule["filterTo"]),
+        }
+    else:
+        text, word = values.fillna("").astype(str).str.lower(), str(wanted).lower()
+        tests = {
+            "contains": lambda: text.str.contains(word, regex=False),
+            "notContains": lambda: ~text.str.contains(word, regex=False),
+            "equals": lambda: text == word,
+            "notEqual": lambda: text != word,
+            "startsWith": lambda: text.str.startswith(word),
+            "endsWith": lambda: text.str.endswith(word),
+        }
+    if kind not in tests:
+        raise MoescopeError(f"The table has no filter {kind!r}.")
+    return tests[kind]()
+
+
+def rows_of(view: TableView, scene: Scene, filters: Any, order: Any) -> pd.DataFrame:
+    """What a table shows, for export."""
+    frame = arranged(view.frame(scene), filters, order)
+    names = [name for name in (view.columns or frame.columns) if name in frame]
+    return frame[names]
+
+
+def _plain(part: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON takes them; what is missing is null."""
+    return part.astype(object).where(part.notna(), None).to_dict("records")

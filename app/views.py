@@ -1,0 +1,114 @@
+"""What a page is made of: figures, blocks of words, and tables; each says what it follows and how to read it.
+
+A view is a function of a `Scene` and of nothing else. It is drawn again only when a field of the place that it
+`reads` changes, so that no panel resets from its own click.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moescope.app.place import Place
+from moescope.app.scene import Scene
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class View:
+    """One panel.
+
+    Attributes:
+        name: unique in the app; names it in `?hide=` and `?full=`.
+        title: its heading.
+        how: how to read it, one or two sentences; "" where the words say it themselves.
+        reads: the fields of the place that it follows, besides the store.
+        width: of twelve columns.
+    """
+
+    name: str
+    title: str
+    how: str
+    reads: tuple[str, ...]
+    width: int = 12
+
+
+@dataclass(frozen=True)
+class FigureView(View):
+    """A plotly figure from `moescope.figures`.
+
+    Attributes:
+        draw: the figure.
+        click: where a click on a point leads: (place, plotly's point) -> place; None: nowhere.
+        select: what a lasso does: (scene, plotly's points) -> place.
+        marks: the selected expert is marked in it: its first axes are expert and layer.
+    """
+
+    draw: Callable[[Scene], go.Figure] = None  # pyright: ignore[reportAssignmentType]
+    click: Callable[[Place, dict[str, Any]], Place | None] | None = None
+    select: Callable[[Scene, list[dict[str, Any]]], Place | None] | None = None
+    marks: bool = False
+
+
+@dataclass(frozen=True)
+class BlockView(View):
+    """Words, tokens, cards: Dash components, in which text is text (React escapes it).
+
+    Attributes:
+        draw: the components.
+        bare: without a frame.
+    """
+
+    draw: Callable[[Scene], Any] = None  # pyright: ignore[reportAssignmentType]
+    bare: bool = False
+
+
+@dataclass(frozen=True)
+class TableView(View):
+    """A table that filters, sorts and pages on the server, and exports what it shows.
+
+    Attributes:
+        frame: the whole table; columns named "layer" and "expert" make its rows lead to that expert.
+        columns: column -> (heading, plotly-style number format such as ".2f", or ""); the order shown.
+        go: where a click on a row leads; None: to its expert, if it has one.
+        height: in pixels.
+    """
+
+    frame: Callable[[Scene], pd.DataFrame] = None  # pyright: ignore[reportAssignmentType]
+    columns: dict[str, tuple[str, str]] | None = None
+    go: Callable[[Place, dict[str, Any]], Place | None] | None = None
+    height: int = 420
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of a store.
+
+    Attributes:
+        name: one of `moescope.app.place.PAGES`.
+        title: in the menu.
+        question: what it answers, one line under the title.
+        views: its panels in reading order; rows fill twelve columns.
+        controls: names of the controls that it needs beside the common ones (`moescope.app.controls`).
+        register: adds callbacks of its own: (dash app, desk).
+    """
+
+    name: str
+    title: str
+    question: str
+    views: tuple[View, ...]
+    controls: tuple[str, ...] = ()
+    register: Callable[[Any, Any], None] | None = None
+
+
+def to_expert(place: Place, point: dict[str, Any]) -> Place | None:
+    """The click of every map of layers and experts: selects that expert (its x is the expert, its y the layer)."""
+    try:
+        expert, layer = int(point["x"]), str(point["y"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return place.go(layer=layer, expert=expert)
