@@ -8,6 +8,7 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 
+from moescope.app.aria import named
 from moescope.app.place import Place, coerced, parse
 from moescope.app.scene import Scene
 
@@ -48,7 +49,7 @@ def switch(field: str, label: str, options: Sequence[tuple[str, str]], default: 
             data=[{"value": value, "label": shown} for value, shown in options],
             value=default,
             size="xs",
-            **{"aria-label": label},
+            **named(label),
         ),
         label=label,
         size="xs",

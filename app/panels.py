@@ -8,6 +8,7 @@ import dash_ag_grid as dag
 import dash_mantine_components as dmc
 from dash import dcc, html
 
+from moescope.app.aria import SILENT, named, titled_by
 from moescope.app.place import Place
 from moescope.app.views import BlockView, FigureView, Page, TableView, View
 
@@ -48,7 +49,7 @@ def panel(view: View) -> Any:
         [*inside, *state],
         id=f"panel-{view.name}",
         className="panel bare" if _bare(view) else "panel",
-        **{"aria-labelledby": f"title-{view.name}"} if not _bare(view) else {"aria-label": view.title},
+        **(named(view.title) if _bare(view) else titled_by(f"title-{view.name}")),
     )
 
 
@@ -84,7 +85,7 @@ def progress(view: View, title: str, what: str, done: int, total: int) -> Any:
                 striped=not total,
                 animated=not total,
                 size="sm",
-                **{"aria-label": title},
+                **named(title),
             ),
         ],
         className="note pending",
@@ -158,16 +159,16 @@ def _head(view: View) -> Any:
 
 def _tool(label: str, sign: str, **more: Any) -> Any:
     return dmc.ActionIcon(
-        html.Span(sign, **{"aria-hidden": "true"}),
+        html.Span(sign, **SILENT),
         variant="subtle",
         color="gray",
         size="sm",
-        **{"aria-label": label},
+        **named(label),
         attributes={"root": {"title": label}},
         **more,
     )
 
 
-def _act(what: str, view: View) -> dict[str, str]:
+def _act(what: str, view: View) -> dict[str, Any]:
     """Attributes that the page's script answers to: what to do, in which panel."""
     return {"data-act": what, "data-of": kind_of(view), "data-view": view.name}

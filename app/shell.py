@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 
 from moescope.app import book, controls
+from moescope.app.aria import CURRENT, SILENT, named
 from moescope.app.links import to
 from moescope.app.panels import grid_of, note
 from moescope.app.place import PAGES, Place
@@ -36,7 +37,7 @@ def layout(desk: Desk) -> Any:
                 dcc.Interval(id="watch", interval=4000),
                 html.A("Skip to the page", href="#page", className="skip"),
                 _header(),
-                html.Nav(id="menu", className="menu", **{"aria-label": "Pages"}),
+                html.Nav(id="menu", className="menu", **named("Pages")),
                 html.Main(
                     [html.Div(id="alarm", role="alert"), html.Div(id="said", role="status"), html.Div(id="page")],
                     className="main",
@@ -85,7 +86,7 @@ def menu(here: Place) -> Any:
             here.go(page=page.name, full=None),
             page.title,
             className="current" if page.name == here.page else "",
-            **{"aria-current": "page"} if page.name == here.page else {},
+            **(CURRENT if page.name == here.page else {}),
         )
         for page in pages
     ]
@@ -94,10 +95,10 @@ def menu(here: Place) -> Any:
 def page(desk: Desk, here: Place, trouble: str | None) -> Any:
     """One page, its panels still empty; or the stores; or why there is nothing."""
     if trouble is not None:
-        ways = (
-            [to(Place("overview", here.store), f"Overview of {here.store}")] if here.store in desk.shelf.names() else []
-        )
-        return [note(trouble, trouble=True), html.Div([*ways, to("/", "All stores")], className="ways")]
+        ways = [to("/", "All stores")]
+        if here.store in desk.shelf.names():
+            ways.insert(0, to(Place("overview", here.store), f"Overview of {here.store}"))
+        return [note(trouble, trouble=True), html.Div(ways, className="ways")]
     if here.store is None:
         return _shelf(desk)
     shown = book.PAGES[here.page]
@@ -110,9 +111,7 @@ def page(desk: Desk, here: Place, trouble: str | None) -> Any:
                     [dmc.Title(shown.title, order=1, size="h3"), dmc.Text(shown.question, c="dimmed", size="sm")],
                     className="page-title",
                 ),
-                html.Div(
-                    [*controls.common(scene), *extra], className="controls", role="group", **{"aria-label": "Selection"}
-                ),
+                html.Div([*controls.common(scene), *extra], className="controls", role="group", **named("Selection")),
             ],
             className="page-head",
         ),
@@ -133,7 +132,7 @@ def _header() -> Any:
                 w=260,
                 nothingFoundMessage="no such store",
                 placeholder="choose a store",
-                **{"aria-label": "Store"},
+                **named("Store"),
             ),
             html.Div(className="space"),
             dmc.TextInput(
@@ -142,7 +141,7 @@ def _header() -> Any:
                 size="xs",
                 w=230,
                 rightSection=dmc.Kbd("/", size="xs"),
-                **{"aria-label": "Search an expert or words"},
+                **named("Search an expert or words"),
             ),
             _button("theme-switch", "Dark or light", "◐"),
             _button("help-switch", "Keys and help", "?"),
@@ -153,13 +152,13 @@ def _header() -> Any:
 
 def _button(name: str, label: str, sign: str) -> Any:
     return dmc.ActionIcon(
-        html.Span(sign, **{"aria-hidden": "true"}),
+        html.Span(sign, **SILENT),
         id=name,
         variant="default",
         size="md",
         n_clicks=0,
         attributes={"root": {"title": label}},
-        **{"aria-label": label},
+        **named(label),
     )
 
 
@@ -174,7 +173,7 @@ def _help() -> Any:
         id="help",
         title="Help",
         opened=False,
-        closeButtonProps={"aria-label": "Close"},
+        closeButtonProps=cast("Any", named("Close")),
     )
 
 

@@ -80,7 +80,7 @@ def definitions(view: TableView, frame: pd.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-def arranged(frame: pd.DataFrame, filters: Any, order: Any) -> pd.DataFrame:
+def arranged(frame: Any, filters: Any, order: Any) -> pd.DataFrame:
     """The rows that ag-grid's filter model keeps, in the order of its sort model.
 
     Raises:
@@ -101,13 +101,13 @@ def arranged(frame: pd.DataFrame, filters: Any, order: Any) -> pd.DataFrame:
     return frame
 
 
-def _kept(values: pd.Series, rule: dict[str, Any]) -> pd.Series:
+def _kept(values: Any, rule: dict[str, Any]) -> Any:
     kind, wanted = rule["type"], rule.get("filter")
     if kind in ("blank", "notBlank"):
         empty = values.isna() | (values.astype(str) == "")
         return empty if kind == "blank" else ~empty
     if rule.get("filterType") == "number":
-        number = pd.to_numeric(values, errors="coerce")
+        number: Any = pd.to_numeric(values, errors="coerce")
         tests = {
             "equals": lambda: number == wanted,
             "notEqual": lambda: number != wanted,
@@ -132,7 +132,7 @@ def _kept(values: pd.Series, rule: dict[str, Any]) -> pd.Series:
     return tests[kind]()
 
 
-def rows_of(view: TableView, scene: Scene, filters: Any, order: Any) -> pd.DataFrame:
+def rows_of(view: TableView, scene: Scene, filters: Any, order: Any) -> Any:
     """What a table shows, for export."""
     frame = arranged(view.frame(scene), filters, order)
     names = [name for name in (view.columns or frame.columns) if name in frame]

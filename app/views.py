@@ -93,7 +93,7 @@ class Page:
         title: in the menu.
         question: what it answers, one line under the title.
         views: its panels in reading order; rows fill twelve columns.
-        controls: names of the controls that it needs beside the common ones (`moescope.app.controls`).
+        controls: what it needs beside the common controls, each from a scene (`moescope.app.controls`).
         register: adds callbacks of its own: (dash app, desk).
     """
 
@@ -101,7 +101,7 @@ class Page:
     title: str
     question: str
     views: tuple[View, ...]
-    controls: tuple[str, ...] = ()
+    controls: tuple[Callable[[Scene], Any], ...] = ()
     register: Callable[[Any, Any], None] | None = None
 
 

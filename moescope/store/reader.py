@@ -282,6 +282,19 @@ class Store:
             f"documents, {len(self.sites)} MoE layers, {'+'.join(self.tiers)}, {self.status})"
         )
 
+    def explore(self, page: str = "overview", height: int = 820, **place: Any) -> Any:
+        """The app on this store, inline in a notebook: `store.explore("expert", layer=3, expert=7)`.
+
+        Args:
+            page: the page to begin with: overview, expert, text, specialisation, flow, map, outliers, compare, lab.
+            height: pixels of the frame.
+            place: what is chosen: layer, expert, by, label, …; see `moescope.app.Place`.
+        """
+        # A shortcut to the face, found when it is asked for: the store knows nothing of it.
+        from moescope.app import explore
+
+        return explore(self.path, page, height, **place)
+
     def _repr_html_(self) -> str:
         from moescope.store.html import store_html
 
