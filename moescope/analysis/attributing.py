@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
+from moescope.analysis.association import q_values
 from moescope.analysis.counts import Phase, document_counts, labelling, row_groups, sites_of
 from moescope.analysis.kernels import weigh_pairs
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
+from moescope.analysis.permutation import TIE
 from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
 from moescope.analysis.specialisation import default_label
 from moescope.errors import MoescopeError
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 
 Score = Literal["score", "weight"]
 RESAMPLES = 1000
+PERMUTATIONS = 1000
+BLOCK = 64  # permutations counted at once
 INTERVAL = "95 %, documents of the label drawn anew"
+NULL = "the label dealt anew over all documents, each whole"
 
 
 def attribution(
@@ -36,6 +41,7 @@ def attribution(
     label: str | None = None,
     score: Score | None = None,
     resamples: int = RESAMPLES,
+    permutations: int = PERMUTATIONS,
     seed: int = 0,
     layers: Sequence[int] | None = None,
     phase: Phase | None = None,
@@ -45,7 +51,8 @@ def attribution(
     How to read it: `share` is what an expert gets of its layer's score on the label's documents; `rank` 1 is the
     target of single-expert unlearning. It is a stable choice where `first` is near 1: the share of resamples in which
     the expert came first. `contrast` says whether it is theirs: near 0, the other documents use it just as much, and
-    changing it changes them too.
+    changing it changes them too; `q` is how seldom documents taken at random differ as much from the others. Documents
+    about one thing are not independent, so that a small `q` may be of the thing rather than of the label.
 
     Args:
         store: an open store with the routing tier.
@@ -54,14 +61,18 @@ def attribution(
         score: "score", the router's own score of a selected expert (needs the logits tier and a proven score
             function), or "weight", the weight the block multiplied with. By default "score" where it can be had.
         resamples: bootstrap draws of documents.
+        permutations: dealings of the label over documents; 0 for no test.
         seed: of the draws.
         layers, phase: filters, as in `analysis.load`.
 
     Returns:
         Dataset with dims (layer, expert): attribution (s), low, high (95 %), rest (s of all other documents), contrast
         = attribution - rest, share (of the layer's sum), rank (1: largest of the model), first, top (share of
-        resamples in which it is the largest of the model, of its layer); (layer): shared, the overlap of both sets'
-        shares, sum of the smaller of the two, 1 where they are alike; and documents, rest_documents ().
+        resamples in which it is the largest of the model, of its layer), null_low, null_high (the middle 95 % of
+        attribution under the permutations), p (two-sided, of the contrast), q (Benjamini-Hochberg); (layer): shared,
+        the overlap of both sets' shares, sum of the smaller of the two, 1 where they are alike; and (): documents,
+        rest_documents, tokens, rest_tokens, target_p, the share of permutations in which the expert that comes first
+        then has as large a contrast.
 
     Raises:
         MoescopeError: no such label, no document with tokens, or scores that were not captured.
@@ -83,7 +94,9 @@ def attribution(
         means.append(table / chosen.tokens[:, None])
     attrs = provenance(store, analysis="attribution", by=by, label=label, score=kind, phase=phase)
     here = chosen.code == chosen.labels.index(label)
-    return _scored(LayerAxis.of_sites(sites), means, here, resamples, seed, attrs)
+    result = _scored(LayerAxis.of_sites(sites), means, here, resamples, permutations, seed, attrs)
+    result["tokens"], result["rest_tokens"] = int(chosen.tokens[here].sum()), int(chosen.tokens[~here].sum())
+    return result
 
 
 def attribution_from_documents(
@@ -91,6 +104,7 @@ def attribution_from_documents(
     member: Int[np.ndarray, " document"],
     layers: Sequence[int] | None = None,
     resamples: int = RESAMPLES,
+    permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> xr.Dataset:
     """`attribution` from each document's mean over tokens of g.
@@ -99,7 +113,7 @@ def attribution_from_documents(
         means: [document, layer, expert]; NaN where a layer has no such expert.
         member: [document] bool: does it belong to the set?
         layers: model layer indices; 0, 1, 2, … if None.
-        resamples, seed: as in `attribution`.
+        resamples, permutations, seed: as in `attribution`.
     """
     table = np.asarray(means, dtype=np.float64)
     here = np.asarray(member, dtype=bool)
@@ -107,7 +121,8 @@ def attribution_from_documents(
         raise MoescopeError(f"Means of shape {table.shape} need one membership for each document, got {here.size}.")
     axis = LayerAxis.of_array(np.moveaxis(table, 0, -1), layers)
     parts = [table[:, row, : axis.n_experts[row]] for row in range(table.shape[1])]
-    return _scored(axis, parts, here, resamples, seed, provenance(None, analysis="attribution", score="given"))
+    attrs = provenance(None, analysis="attribution", score="given")
+    return _scored(axis, parts, here, resamples, permutations, seed, attrs)
 
 
 def _label(labels: list[str], label: str | None, by: str) -> str:
@@ -145,8 +160,9 @@ def _score_sums(
 
 
 def _scored(
-    axis: LayerAxis, means: list[np.ndarray], here: np.ndarray, resamples: int, seed: int, attrs: dict[str, Any]
-) -> xr.Dataset:
+    axis: LayerAxis, means: list[np.ndarray], here: np.ndarray, resamples: int, permutations: int, seed: int,
+    attrs: dict[str, Any],
+) -> xr.Dataset:  # fmt: skip
     if not here.any():
         raise MoescopeError("The set has no document with tokens in it: nothing to attribute.")
     n, others = int(here.sum()), int((~here).sum())
@@ -162,8 +178,10 @@ def _scored(
     order = np.argsort(-np.concatenate(of_set), kind="stable")
     rank = np.empty(edges[-1])
     rank[order] = np.arange(1, edges[-1] + 1)
+    null = _permuted(np.concatenate(means, axis=1), here, permutations, seed)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in (
-        "attribution", "low", "high", "rest", "contrast", "share", "rank", "first", "top")}  # fmt: skip
+        "attribution", "low", "high", "rest", "contrast", "share", "rank", "first", "top",
+        "null_low", "null_high", "p", "q")}  # fmt: skip
     shared = np.full(len(means), np.nan)
     for row, (value, other, draws) in enumerate(zip(of_set, rest, drawn, strict=True)):
         span = slice(edges[row], edges[row + 1])
@@ -174,7 +192,8 @@ def _scored(
         if others and other.sum():
             shared[row] = np.minimum(share, other / other.sum()).sum()
         of_first = first[span] if len(flat) else unsure
-        values = (value, low, high, other, value - other, share, rank[span], of_first, top)
+        chance = (null[name][span] for name in ("low", "high", "p", "q"))
+        values = (value, low, high, other, value - other, share, rank[span], of_first, top, *chance)
         for name, column in zip(columns, values, strict=True):
             columns[name].append(column)
     cell = ("layer", "expert")
@@ -184,16 +203,50 @@ def _scored(
             "shared": ("layer", shared),
             "documents": ((), n),
             "rest_documents": ((), others),
+            "target_p": ((), float(null["target"])),
             "exists": (cell, axis.exists),
         },
         coords=axis.coordinates(),
         attrs=attrs
         | {
             "definition": "mean over documents of mean over tokens of g; g = score if selected else 0",
-            "resamples": resamples, "seed": seed, "interval": INTERVAL, "padding": PADDING,
+            "resamples": resamples, "permutations": permutations if others else 0, "seed": seed,
+            "interval": INTERVAL, "null": NULL, "padding": PADDING,
             "table": "layer, expert", "table_order": "attribution",
         },
     )  # fmt: skip
+
+
+def _permuted(
+    table: Float[np.ndarray, "document cell"], here: np.ndarray, permutations: int, seed: int
+) -> dict[str, np.ndarray]:
+    """By cell: what attribution is when as many documents are taken at random, and p and q of the contrast.
+
+    The sum over all documents stays, so that attribution and contrast rise together, and one is tested by the other.
+    """
+    n, others = int(here.sum()), int((~here).sum())
+    unsure = np.full(table.shape[1], np.nan)
+    if not permutations or not others:
+        return {"low": unsure, "high": unsure, "p": unsure, "q": unsure, "target": np.array(np.nan)}
+    rng, observed, whole = np.random.default_rng([seed, 1]), table[here].mean(0), table.sum(0)
+
+    def contrast(of_set: np.ndarray) -> np.ndarray:
+        return of_set - (whole - n * of_set) / others
+
+    drawn, largest = [], []
+    for start in range(0, permutations, BLOCK):
+        size = min(BLOCK, permutations - start)
+        members = rng.permuted(np.tile(here, (size, 1)), axis=1)
+        drawn.append(members.astype(np.float64) @ table / n)
+        first = drawn[-1].argmax(1)
+        largest.append(np.take_along_axis(contrast(drawn[-1]), first[:, None], axis=1)[:, 0])
+    values = np.concatenate(drawn)
+    above, below = ((values >= observed - TIE).sum(0) + 1, (values <= observed + TIE).sum(0) + 1)
+    p = np.minimum(1.0, 2 * np.minimum(above, below) / (permutations + 1))
+    low, high = np.quantile(values, [0.025, 0.975], axis=0)
+    reached = int((np.concatenate(largest) >= contrast(observed)[observed.argmax()] - TIE).sum())
+    target = np.array((reached + 1) / (permutations + 1))
+    return {"low": low, "high": high, "p": p, "q": q_values(p), "target": target}
 
 
 ATTRIBUTION_QUESTION = Analysis(
@@ -208,6 +261,7 @@ ATTRIBUTION_QUESTION = Analysis(
             "score", str, None, "router score or routing weight (default: score if captured)", ("score", "weight")
         ),
         Parameter("resamples", int, RESAMPLES, "bootstrap draws of documents"),
+        Parameter("permutations", int, PERMUTATIONS, "dealings of the label over documents; 0 for no test"),
         LAYERS,
         PHASE,
         SEED,

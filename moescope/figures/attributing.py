@@ -13,9 +13,12 @@ from moescope.figures.theme import GREY, ORANGE, colour_bar, plain, row_height, 
 READ = (
     "Left: how much of the router's score each expert gets on the set's texts (mean over texts of the mean over "
     "tokens). The ring is the largest, the target of single-expert unlearning; dots are experts that came first in "
-    "some resample of the texts, larger the oftener. Right: what the set gives an expert beyond the other texts; grey "
-    "means that both sets use it alike, so that changing it reaches both."
+    "some resample of the texts, larger the oftener. Right: what the set gives an expert beyond the other texts; pale is "
+    "what as many texts taken at random give too (q above 0.05): both sets use that expert alike, so that changing it "
+    "reaches both."
 )
+LEVEL = 0.05
+PALE = 0.22  # as in the other maps whose chance is drawn
 
 
 def attribution(result: xr.Dataset) -> go.Figure:
@@ -35,7 +38,15 @@ def attribution(result: xr.Dataset) -> go.Figure:
     for trace in _firsts(result):
         figure.add_trace(trace, 1, 1)
     if both:
-        figure.add_trace(_map(result, "contrast", "coloraxis2"), 1, 2)
+        q = result["q"].values
+        stands = np.isfinite(result["contrast"].values) if np.isnan(q).all() else q <= LEVEL
+        for shown, opacity in ((~stands, PALE), (stands, 1.0)):
+            figure.add_trace(_map(result, "contrast", "coloraxis2", shown, opacity), 1, 2)
+        figure.add_trace(_firsts(result)[1], 1, 2)
+        figure.add_annotation(
+            text=_said(result), xref="paper", yref="paper", x=1, y=0, xanchor="right", yanchor="top", yshift=-48,
+            showarrow=False,
+        )  # fmt: skip
     height = row_height(result.sizes["layer"]) * result.sizes["layer"]
     reach = float(np.nanmax(np.abs(result["contrast"].values))) if both else 1.0
     bar = colour_bar(height)
@@ -46,7 +57,8 @@ def attribution(result: xr.Dataset) -> go.Figure:
         figure.update_yaxes(title_text="", row=1, col=2)
     figure.update_layout(
         template=template("light"),
-        height=height + 140,
+        height=height + 140 + 30 * both,
+        margin={"b": 60 + 30 * both},
         showlegend=False,
         coloraxis={"cmin": 0, "colorscale": sequential, "colorbar": bar | {"x": 0.425 if both else 1.02}},
         coloraxis2={"cmin": -(reach or 1.0), "cmax": reach or 1.0, "colorbar": bar | {"x": 1.01}},
@@ -54,10 +66,22 @@ def attribution(result: xr.Dataset) -> go.Figure:
     return figure
 
 
-def _map(result: xr.Dataset, name: str, axis: str) -> go.Heatmap:
-    shown = [result[column].values for column in ("low", "high", "rest", "rank", "first")]
+def _said(result: xr.Dataset) -> str:
+    """What chance makes of the target's contrast, in a line."""
+    best = result.stack(cell=("layer", "expert"))
+    best = best.isel(cell=int(np.nanargmin(best["rank"].values)))
+    values = [float(best[name]) for name in ("attribution", "rest", "null_low", "null_high")]
+    text = "the largest: {:.3f}, {:.3f} on the other texts".format(*values[:2])
+    if np.isfinite(values[2]):
+        text += f"; texts at random {values[2]:.3f} to {values[3]:.3f}, p = {float(result['target_p']):.3g}"
+    return text
+
+
+def _map(result: xr.Dataset, name: str, axis: str, here: np.ndarray | None = None, opacity: float = 1.0) -> go.Heatmap:
+    shown = [result[column].values for column in ("low", "high", "rest", "rank", "first", "null_low", "null_high", "q")]
     return go.Heatmap(
-        z=result[name].values,
+        z=result[name].values if here is None else np.where(here, result[name].values, np.nan),
+        opacity=opacity,
         x=result["expert"].values,
         y=layer_names(result),
         coloraxis=axis,
@@ -67,7 +91,8 @@ def _map(result: xr.Dataset, name: str, axis: str) -> go.Heatmap:
         ygap=1,
         hovertemplate=(
             "layer %{y}, expert %{x}<br><b>%{z:.4f}</b><br>95 %: %{customdata[0]:.4f} to %{customdata[1]:.4f}; other "
-            "texts %{customdata[2]:.4f}<br>rank %{customdata[3]}, first in %{customdata[4]:.0%} of resamples"
+            "texts %{customdata[2]:.4f}<br>texts at random %{customdata[5]:.4f} to %{customdata[6]:.4f}, q "
+            "%{customdata[7]:.3g}<br>rank %{customdata[3]}, first in %{customdata[4]:.0%} of resamples"
             "<extra></extra>"
         ),
     )

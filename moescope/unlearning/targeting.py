@@ -15,12 +15,13 @@ from moescope.capturing import Corpus, capture
 from moescope.errors import MoescopeError, RefusedError
 from moescope.hooks.sites import Site
 from moescope.store.selection import SCORES
-from moescope.unlearning.examples import Example
+from moescope.unlearning.examples import Example, tokens_of
 
 if TYPE_CHECKING:
     from moescope.hooks import Model
 
 FORGET, RETAIN = "forget", "retain"
+TOKENS = 100_000  # METHODS 10: the attribution is read on at least as many, or on all there are
 Named = tuple[int | str, int]
 
 
@@ -31,21 +32,38 @@ def attribute(
     *,
     max_length: int = 512,
     resamples: int = 1000,
+    tokens: int = TOKENS,
     seed: int = 0,
 ) -> xr.Dataset:
     """`analysis.attribution` of a forget set over live routing, with the retain set as the other texts.
 
     Both sets are captured into a store that is thrown away: ids and weights, and logits where they give the scores.
+    Of a set that has more than `tokens` tokens, texts are drawn until they have as many; the result says how many.
     """
+    limit = min(max_length, model.max_positions or max_length)
+    sets = ((FORGET, forget, 11), (RETAIN, retain, 12))
     rows = [
-        {"text": example.text, "set": name} for name, some in ((FORGET, forget), (RETAIN, retain)) for example in some
+        {"text": example.text, "set": name}
+        for name, some, stream in sets
+        for example in _enough(model, some, limit, tokens, np.random.default_rng([seed, stream]))
     ]
     scored = all(found.score_function in SCORES for found in model.semantics.values())
-    limit = min(max_length, model.max_positions or max_length)
     with tempfile.TemporaryDirectory() as folder:
         tiers = ["routing", "logits"] if scored else ["routing"]
         store = capture(model, Corpus(rows, ["set"]), Path(folder) / "store", tiers, max_length=limit)
         return attribution(store, by="set", label=FORGET, resamples=resamples, seed=seed)
+
+
+def _enough(
+    model: Model, examples: Sequence[Example], limit: int, tokens: int, rng: np.random.Generator
+) -> list[Example]:
+    """All texts, or where they have more tokens than that, as many drawn ones as have so many; in their own order."""
+    sizes = np.array([len(tokens_of(model, example, limit).ids) for example in examples])
+    if sizes.sum() <= tokens:
+        return list(examples)
+    order = rng.permutation(len(examples))
+    n = int(np.searchsorted(np.cumsum(sizes[order]), tokens)) + 1
+    return [examples[place] for place in np.sort(order[:n])]
 
 
 def best_targets(result: xr.Dataset, model: Model, top: int = 1) -> list[tuple[Site, int]]:

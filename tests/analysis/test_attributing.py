@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import moescope as ms
 from moescope import analysis, figures
@@ -48,6 +50,8 @@ def test_it_is_the_mean_over_texts_of_the_mean_over_tokens(store: Store, score: 
         overlap = np.minimum(forget / forget.sum(), rest / rest.sum()).sum()
         assert result["shared"].values[row] == pytest.approx(overlap)
     assert result.attrs["score"] == score
+    of_forget = sum(labels[int(number)] == "forget" for number in document)
+    assert (int(result["tokens"]), int(result["rest_tokens"])) == (of_forget, len(document) - of_forget)
     flat = result["attribution"].values
     assert np.unravel_index(np.nanargmax(flat), flat.shape) == tuple(np.argwhere(result["rank"].values == 1)[0])
     assert result["first"].sum() == pytest.approx(1)
@@ -66,6 +70,34 @@ def test_one_text_has_no_interval_and_a_clear_winner_is_always_first() -> None:
     assert int(alone["rank"].values[1, 2]) == 1
     for drawn in (figures.draw(result), figures.draw(alone)):
         assert drawn.data
+
+
+def test_the_null_is_that_of_all_ways_to_deal_the_label() -> None:
+    draw = np.random.default_rng(0)
+    means = draw.random((8, 2, 3))
+    means[:3, 1, 2] += 1.5
+    here = np.array([True] * 3 + [False] * 5)
+    result = analysis.attribution_from_documents(means, here, permutations=4000)
+    table, sets = means.reshape(8, -1), list(itertools.combinations(range(8), 3))
+
+    def scores(some: tuple[int, ...]) -> tuple[np.ndarray, float]:
+        of_set, rest = table[list(some)].mean(0), np.delete(table, some, axis=0).mean(0)
+        return of_set - rest, float((of_set - rest)[of_set.argmax()])
+
+    contrasts, targets = (np.array(values) for values in zip(*map(scores, sets), strict=True))
+    observed, target = scores((0, 1, 2))
+    np.testing.assert_allclose(result["contrast"].values.ravel(), observed)
+    above, below = (contrasts >= observed - 1e-9).mean(0), (contrasts <= observed + 1e-9).mean(0)
+    np.testing.assert_allclose(result["p"].values.ravel(), np.minimum(1, 2 * np.minimum(above, below)), atol=0.04)
+    assert float(result["target_p"]) == pytest.approx((targets >= target - 1e-9).mean(), abs=0.02)
+    low, high = np.quantile([table[list(some)].mean(0) for some in sets], [0.025, 0.975], axis=0)
+    np.testing.assert_allclose(result["null_low"].values.ravel(), low, atol=0.08)
+    np.testing.assert_allclose(result["null_high"].values.ravel(), high, atol=0.08)
+    assert (result["q"] >= result["p"] - 1e-12).all()
+    untested = analysis.attribution_from_documents(means, here, permutations=0)
+    assert np.isnan(untested["q"].values).all()
+    assert np.isnan(float(untested["target_p"]))
+    xr.testing.assert_equal(untested["first"], result["first"])
 
 
 def test_what_cannot_be_had_is_told(store: Store, tmp_path: Path) -> None:
