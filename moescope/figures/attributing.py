@@ -13,9 +13,9 @@ from moescope.figures.theme import GREY, ORANGE, colour_bar, plain, row_height, 
 READ = (
     "Left: how much of the router's score each expert gets on the set's texts (mean over texts of the mean over "
     "tokens). The ring is the largest, the target of single-expert unlearning; dots are experts that came first in "
-    "some resample of the texts, larger the oftener. Right: what the set gives an expert beyond the other texts; pale is "
-    "what as many texts taken at random give too (q above 0.05): both sets use that expert alike, so that changing it "
-    "reaches both."
+    "some resample of the texts, larger the oftener. Right: what the set gives an expert beyond the other texts; pale "
+    "is what as many texts taken at random give too (q above 0.05): both sets use that expert alike, so that changing "
+    "it reaches both."
 )
 LEVEL = 0.05
 PALE = 0.22  # as in the other maps whose chance is drawn
