@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from dash import Dash
 from flask import Response, redirect, request
@@ -46,8 +46,9 @@ def protect(app: Dash, token: str | None) -> None:
             return None
         given = request.args.get("token")
         if given is not None and hmac.compare_digest(given.encode(), token.encode()):
-            kept = {key: value for key, value in request.args.items() if key != "token"}
-            answer = redirect(request.path + ("?" + "&".join(f"{k}={v}" for k, v in kept.items()) if kept else ""))
+            kept = urlencode([(key, value) for key, value in request.args.items() if key != "token"])
+            # One slash at the start: two would name another host.
+            answer = redirect(quote("/" + request.path.lstrip("/")) + (f"?{kept}" if kept else ""))
             answer.set_cookie(_COOKIE, token, httponly=True, samesite="Strict")
             return answer  # pyright: ignore[reportReturnType]
         held = request.cookies.get(_COOKIE, "")

@@ -105,7 +105,7 @@ class Place:
         pairs = []
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in in_path or value in (None, False, ()):
+            if field.name in in_path or value is None or value is False or value == ():
                 continue
             shown = ",".join(value) if isinstance(value, tuple) else "1" if value is True else str(value)
             pairs.append((_QUERY.get(field.name, field.name), shown))

@@ -1,0 +1,119 @@
+"""Jobs and answers: one computation for many askers, progress, cancelling, errors as sentences."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from moescope.app.answers import Answers, Pending
+from moescope.app.jobs import Cancelled, Jobs
+from moescope.errors import MoescopeError
+
+
+@pytest.fixture
+def answers():
+    return Answers(Jobs())
+
+
+def _wait(job):
+    assert job.wait(10)
+
+
+def test_a_quick_answer_comes_at_once_and_is_kept(answers):
+    calls = []
+    for _ in range(3):
+        assert answers.ask("key", "counting", lambda: calls.append(1) or len(calls), patience=5) == 1
+
+
+def test_a_slow_one_is_pending_and_computed_once_for_ten_askers(answers):
+    go, calls = threading.Event(), []
+
+    def slow():
+        calls.append(1)
+        assert go.wait(10)
+        return "found"
+
+    jobs = []
+    for _ in range(10):
+        with pytest.raises(Pending) as pending:
+            answers.ask("key", "counting", slow, patience=0.01)
+        jobs.append(pending.value.job)
+    assert len(set(jobs)) == 1
+    go.set()
+    _wait(jobs[0])
+    assert answers.ask("key", "counting", slow) == "found"
+    assert calls == [1]
+
+
+def test_a_mistake_is_its_sentence_and_may_be_asked_again(answers):
+    def wrong():
+        raise MoescopeError("There is no label 'x'.")
+
+    for _ in range(2):
+        with pytest.raises(MoescopeError, match=r"There is no label 'x'\."):
+            answers.ask("key", "counting", wrong, patience=5)
+    assert answers.ask("key", "counting", lambda: 1, patience=5) == 1
+
+
+def test_a_failure_of_ours_says_what_failed(answers):
+    with pytest.raises(MoescopeError, match=r"counting failed: ZeroDivisionError"):
+        answers.ask("key", "counting", lambda: 1 // 0, patience=5)
+
+
+def test_cancelled_work_stops_at_its_next_report():
+    jobs, steps = Jobs(), []
+
+    def work(job):
+        for step in range(10_000):
+            job.report("steps", step, 10_000)
+            steps.append(step)
+            time.sleep(0.001)
+
+    job = jobs.start("walking", work)
+    while not steps:
+        time.sleep(0.001)
+    job.cancel()
+    _wait(job)
+    assert job.state == "cancelled"
+    assert len(steps) < 10_000
+
+
+def test_waiting_work_can_be_cancelled_before_it_begins():
+    jobs, go = Jobs(at_once=1), threading.Event()
+    first = jobs.start("first", lambda job: go.wait(10))
+    second = jobs.start("second", lambda job: pytest.fail("it must not begin"))
+    second.cancel()
+    go.set()
+    _wait(first)
+    _wait(second)
+    assert second.state == "cancelled"
+
+
+def test_cancelled_answers_say_so(answers):
+    go = threading.Event()
+
+    def work():
+        go.wait(10)
+        raise Cancelled("stopped")
+
+    with pytest.raises(Pending) as pending:
+        answers.ask("key", "counting", work, patience=0.01)
+    go.set()
+    _wait(pending.value.job)
+    with pytest.raises(Cancelled, match="counting: cancelled"):
+        answers.ask("key", "counting", work)
+
+
+def test_memory_is_bounded(monkeypatch):
+    class Large:
+        nbytes = 100 << 20
+
+    answers, made = Answers(Jobs()), []
+    for key in range(4):
+        answers.ask(key, "t", lambda: made.append(1) or Large(), patience=5)
+    answers.ask(3, "t", lambda: made.append(1) or Large(), patience=5)
+    assert len(made) == 4
+    answers.ask(0, "t", lambda: made.append(1) or Large(), patience=5)
+    assert len(made) == 5

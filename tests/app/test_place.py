@@ -1,0 +1,98 @@
+"""The URL codec: every place survives its URL, and no URL breaks it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moescope.app.place import PAGES, Place, parse
+
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+_LAYER = st.one_of(st.integers(0, 99_999).map(str), st.just("L012-attention"), st.just("L003x"))
+_NUMBER = st.integers(0, 10**14)
+
+
+def _strategy(name: str, kind: str) -> st.SearchStrategy:
+    if name in ("layer", "neighbour"):
+        return st.one_of(st.none(), _LAYER)
+    if name == "phase":
+        return st.sampled_from([None, "prefill", "decode"])
+    if kind.startswith("int"):
+        return st.one_of(st.none(), _NUMBER)
+    if kind == "bool":
+        return st.booleans()
+    if kind.startswith("tuple"):
+        return st.lists(st.from_regex(r"[a-z-]{1,8}", fullmatch=True), max_size=3).map(tuple)
+    return st.one_of(st.none(), _TEXT)
+
+
+@st.composite
+def _places(draw) -> Place:
+    found = {
+        field.name: draw(_strategy(field.name, str(field.type)))
+        for field in fields(Place)
+        if field.name not in ("page", "store", "expert")
+    }
+    name = draw(st.lists(_TEXT.filter(lambda text: text.strip("/")), min_size=1, max_size=2).map("/".join))
+    # An expert's number in a path has at most six digits, as a person may type it.
+    return Place(
+        page=draw(st.sampled_from(PAGES)),
+        store=name,
+        expert=draw(st.one_of(st.none(), st.integers(0, 999_999))),
+        **found,
+    )
+
+
+@given(_places())
+def test_a_place_is_what_its_url_says(place):
+    assert parse(place.href) == (place, ())
+
+
+@given(_places())
+def test_a_whole_address_is_read_as_its_end_is(place):
+    assert parse(f"http://127.0.0.1:8050{place.href}") == parse(place.href)
+
+
+@given(st.text(max_size=200))
+def test_nonsense_leads_somewhere(text):
+    place, _ = parse("/" + text)
+    assert parse(place.href)[0] == place
+
+
+@pytest.mark.parametrize(
+    ("href", "words"),
+    [
+        ("/nowhere", "no page '/nowhere'"),
+        ("/store/demo/nothing", "no page 'nothing'"),
+        ("/store/demo/L3/E", "no page 'L3/E'"),
+        ("/store/demo?foo=1", "'foo', which means nothing here"),
+        ("/store/demo?page=lab", "'page', which means nothing here"),
+        ("/store/demo?expert=-1", "'expert' as '-1'"),
+        ("/store/demo?expert=1e3", "'expert' as '1e3'"),
+        ("/store/demo?layer=../x", "'layer' as '../x'"),
+        ("/store/demo?phase=both", "'phase' as 'both'"),
+        ("/store/demo/L1/E2?expert=3", "'expert' twice"),
+        (f"/store/demo?find={'x' * 9000}", "'find' as"),
+        ("http://[", "could not be read"),
+    ],
+)
+def test_what_cannot_be_read_is_said_and_left_out(href, words):
+    place, notes = parse(href)
+    assert any(words in note for note in notes), notes
+    assert parse(place.href) == (place, ())
+
+
+def test_an_expert_has_the_link_people_write():
+    assert Place("expert", "runs/a b", layer="12", expert=57).href == "/store/runs%2Fa%20b/L12/E57"
+    assert parse("/store/demo/L012/E57")[0] == Place("expert", "demo", layer="12", expert=57)
+    assert Place("expert", "demo", layer="L003-attention", expert=1).href == "/store/demo/L003-attention/E1"
+
+
+def test_what_belonged_to_one_store_is_not_asked_of_another():
+    here = Place("text", "a", layer="3", expert=1, doc=5, token=2, recipe="L1E2*3")
+    assert here.go(store="b") == Place("text", "b", recipe="L1E2*3")
+    assert here.go(doc=6).token is None
+    assert Place("overview", "a", by="domain", label="code").go(by="source").label is None

@@ -1,0 +1,49 @@
+"""Slices in the URL: what is put in comes out, what cannot be read is said."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moescope.app.place import Place, parse
+from moescope.app.slicing import active, slices, with_slice, without_slice
+from moescope.errors import MoescopeError
+
+
+@given(st.sets(st.integers(0, 3000), min_size=1, max_size=60))
+def test_documents_survive_the_url(numbers):
+    place = with_slice(Place("overview", "demo"), "some", "documents", numbers)
+    back, notes = parse(place.href)
+    assert not notes
+    assert active(back) == {"document": sorted(numbers)}
+
+
+def test_several_slices_one_active_and_gone_again():
+    place = with_slice(Place("overview", "demo"), "code", "domain", ["code", "math"])
+    place = with_slice(place, "few", "documents", [1, 2, 3, 9])
+    assert slices(place) == {"code": {"domain": ["code", "math"]}, "few": {"document": [1, 2, 3, 9]}}
+    assert "few~documents:1-3,9" in place.href
+    assert active(place.go(slice="code")) == {"domain": ["code", "math"]}
+    assert active(without_slice(place, "few")) is None
+    assert without_slice(without_slice(place, "few"), "code").slices is None
+
+
+@pytest.mark.parametrize(
+    ("slices_text", "name", "words"),
+    [
+        ("a~domain:x", "b", "no slice 'b'"),
+        ("a~domain", "a", "cannot be read"),
+        ("a~documents:1-x", "a", "names '1-x' as documents"),
+        ("a~documents:0-99999999999", "a", "as documents"),
+    ],
+)
+def test_a_slice_that_cannot_be_read_says_so(slices_text, name, words):
+    with pytest.raises(MoescopeError, match=words):
+        active(Place("overview", "demo", slices=slices_text, slice=name))
+
+
+@pytest.mark.parametrize(("name", "values"), [("", ["x"]), ("a|b", ["x"]), ("ok", []), ("ok", ["a,b"])])
+def test_a_slice_that_the_url_cannot_hold_is_refused(name, values):
+    with pytest.raises(MoescopeError):
+        with_slice(Place("overview", "demo"), name, "domain", values)
