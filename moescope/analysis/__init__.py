@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from moescope.analysis.registry import ANALYSES
     from moescope.analysis.risk import risk_difference, risk_difference_between, risk_difference_from_documents
     from moescope.analysis.router_columns import logit_similarity
+    from moescope.analysis.selection_margins import margins
     from moescope.analysis.series import fluctuation
     from moescope.analysis.similarities import gate_similarity, weight_similarity
     from moescope.analysis.specialisation import npmi, npmi_from_counts, npmi_from_documents
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from moescope.analysis.whatif import experts_for, what_if
 
 _HOME = {
+    "margins": "selection_margins",
     "find_documents": "finding",
     "passage": "passages",
     "token_occurrences": "finding",
@@ -208,6 +210,7 @@ __all__ = [
     "load",
     "load_from_counts",
     "logit_similarity",
+    "margins",
     "neuron_matching",
     "norm_against_score",
     "npmi",

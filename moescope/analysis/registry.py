@@ -28,6 +28,7 @@ from moescope.analysis.placements import PLACEMENT_QUESTION
 from moescope.analysis.question import Analysis
 from moescope.analysis.risk import RISK_BETWEEN_QUESTION, RISK_QUESTION
 from moescope.analysis.router_columns import LOGIT_SIMILARITY_QUESTION
+from moescope.analysis.selection_margins import MARGINS_QUESTION
 from moescope.analysis.series import FLUCTUATION_QUESTION
 from moescope.analysis.similarities import GATE_SIMILARITY_QUESTION, WEIGHT_SIMILARITY_QUESTION
 from moescope.analysis.specialisation import NPMI_QUESTION
@@ -41,6 +42,7 @@ ANALYSES: dict[str, Analysis] = {
     question.name: question
     for question in (
         LOAD_QUESTION,
+        MARGINS_QUESTION,
         NPMI_QUESTION,
         CLASSES_QUESTION,
         TOKENS_QUESTION,

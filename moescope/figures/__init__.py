@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moescope.figures.affinities import affinity
     from moescope.figures.atlases import atlas
     from moescope.figures.attributing import attribution
+    from moescope.figures.balances import balance
     from moescope.figures.bit_budget import bits
     from moescope.figures.caching import caches, offload
     from moescope.figures.coactive import coactivation
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from moescope.figures.effects import effect, expert_effects
     from moescope.figures.first_token import attention_sinks
     from moescope.figures.forgetting import relearning, unlearning, unlearning_progress
+    from moescope.figures.grids import layer_expert_grid, margins
     from moescope.figures.groups import expert_groups
     from moescope.figures.importance_table import importance
     from moescope.figures.loads import load
@@ -53,11 +55,16 @@ if TYPE_CHECKING:
     from moescope.figures.sweeps import solving, sweep
     from moescope.figures.tcess_scores import tcess
     from moescope.figures.theme import dark, template
+    from moescope.figures.token_maps import token_routing
     from moescope.figures.traces import trace_experts, trace_layers, trace_paths, trace_positions
     from moescope.figures.vocabulary import vocabulary_specialisation
     from moescope.figures.whatif import what_if
 
 _HOME = {
+    "balance": "balances",
+    "layer_expert_grid": "grids",
+    "margins": "grids",
+    "token_routing": "token_maps",
     "attention_sinks": "first_token",
     "relearning": "forgetting",
     "unlearning": "forgetting",
@@ -117,6 +124,7 @@ __all__ = [
     "atlas",
     "attention_sinks",
     "attribution",
+    "balance",
     "bits",
     "caches",
     "coactivation",
@@ -134,8 +142,10 @@ __all__ = [
     "gate_map",
     "gate_similarity",
     "importance",
+    "layer_expert_grid",
     "load",
     "logit_similarity",
+    "margins",
     "neuron_matching",
     "norm_against_score",
     "npmi",
@@ -156,6 +166,7 @@ __all__ = [
     "tcess",
     "template",
     "token_map",
+    "token_routing",
     "trace_experts",
     "trace_layers",
     "trace_paths",

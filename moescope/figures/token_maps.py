@@ -1,0 +1,121 @@
+"""One token through the model: its experts in every layer, by rank, with how sure each router was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from moescope.figures.axes import align_titles, layer_axis, layer_names
+from moescope.figures.theme import BLUE, plain, row_height, template
+
+READ = (
+    "Each row is one layer; the numbers are the experts that this token went to, the one its router wanted most first; "
+    "the stronger the colour, the larger their share of the token's routing weight there. High entropy: the router "
+    "spread its score over many experts. Margin near 0: the last expert chosen was barely ahead of the first one left "
+    "out."
+)
+"""How to read the figure."""
+
+
+def token_routing(result: xr.Dataset) -> go.Figure:
+    """Draws the experts of one token in every layer, with entropy and margin beside them.
+
+    How to read it: see `READ`. Each cell's customdata is (site key, layer, expert).
+
+    Args:
+        result: from `analysis.token_routing`.
+    """
+    height = row_height(result.sizes["layer"]) * result.sizes["layer"]
+    figure = make_subplots(
+        rows=1,
+        cols=3,
+        shared_yaxes=True,
+        column_widths=[0.64, 0.18, 0.18],
+        horizontal_spacing=0.02,
+        subplot_titles=[f"experts of “{plain(result.attrs['text'])}”, coloured by weight", "entropy, nats", "margin"],
+    )
+    figure.add_trace(_experts(result), row=1, col=1)
+    figure.add_trace(_numbers(result), row=1, col=1)
+    for column, name, unit in ((2, "entropy", " nats"), (3, "margin", "")):
+        figure.add_trace(_level(result, name, unit), row=1, col=column)
+        figure.update_yaxes(layer_axis(result, title={"text": ""}), row=1, col=column)
+        figure.update_xaxes(rangemode="tozero", nticks=4, row=1, col=column)
+    ranks = result.sizes["rank"]
+    figure.update_xaxes(
+        title_text="rank",
+        tickmode="array",
+        tickvals=list(range(1, ranks + 1, 1 + ranks // 12)),
+        range=[0.5, ranks + 0.5],
+        showgrid=False,
+        row=1,
+        col=1,
+    )
+    figure.update_yaxes(layer_axis(result), row=1, col=1)
+    figure.update_layout(
+        template=template("light"),
+        height=130 + height,
+        showlegend=False,
+        bargap=0.35,
+        # The faint part of the scale alone, on which numbers can be read in either mode; the tooltip has the shares.
+        coloraxis={"cmin": 0, "cmax": 2.5 * float(np.nanmax(result["share"].values, initial=1e-9)), "showscale": False},
+    )
+    align_titles(figure, 3)
+    return figure
+
+
+def _experts(result: xr.Dataset) -> go.Heatmap:
+    expert = result["expert"].values
+    there = expert >= 0
+    names = np.array(layer_names(result), dtype=object)
+    data = np.empty((*expert.shape, 5), dtype=object)
+    data[..., 0] = result["site"].values[:, None]
+    data[..., 1] = result["layer"].values[:, None]
+    data[..., 2] = expert
+    data[..., 3] = result["weight"].values
+    data[..., 4] = result["n_experts"].values[:, None]
+    return go.Heatmap(
+        z=np.where(there, result["share"].values, np.nan),
+        x=result["rank"].values + 1,
+        y=names,
+        coloraxis="coloraxis",
+        customdata=data,
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
+        name="experts",
+        hovertemplate=(
+            "layer %{y}, <b>expert %{customdata[2]}</b> of %{customdata[4]}<br>rank %{x}: weight "
+            "%{customdata[3]:.3g}, %{z:.0%} of the token's<extra></extra>"
+        ),
+    )
+
+
+def _numbers(result: xr.Dataset) -> go.Scatter:
+    """Their own trace, in the template's ink: of the colours plotly picks for a map's text, some cannot be read."""
+    rows, ranks = np.nonzero(result["expert"].values >= 0)
+    names = layer_names(result)
+    return go.Scatter(
+        x=ranks + 1,
+        y=[names[row] for row in rows],
+        mode="text",
+        text=[str(expert) for expert in result["expert"].values[rows, ranks]],
+        textfont={"size": 9 if len(names) > 40 else 11},
+        hoverinfo="skip",
+        name="numbers",
+    )
+
+
+def _level(result: xr.Dataset, name: str, unit: str) -> go.Bar:
+    bar: Any = go.Bar(
+        x=result[name].values,
+        y=layer_names(result),
+        orientation="h",
+        marker={"color": BLUE, "opacity": 0.6, "line": {"width": 0}},
+        name=name,
+        hovertemplate=f"layer %{{y}}<br><b>{name} %{{x:.3g}}{unit}</b><extra></extra>",
+    )
+    return bar
