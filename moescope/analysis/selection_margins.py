@@ -81,7 +81,7 @@ def margins(
 
 
 def _means(sums: Float[np.ndarray, "group expert sum"], resamples: int, rng: np.random.Generator) -> dict[str, Any]:
-    total = dict(zip(SUMS, np.moveaxis(sums.sum(axis=0), -1, 0), strict=True))
+    total: dict[str, Any] = dict(zip(SUMS, np.moveaxis(sums.sum(axis=0), -1, 0), strict=True))
     out: dict[str, Any] = {"count": total["count"]}
     drawn = _drawn(sums, resamples, rng)
     for name, (above, below) in MEANS.items():

@@ -229,7 +229,7 @@ def _coloured(cells: np.ndarray, measure: Measure, neutral: np.ndarray) -> tuple
         # A quarter more or less at least, so that next to no difference looks like none.
         reach = min(max(float(np.nanmax(np.abs(shown))), 0.25), 1.0)
         ticks = np.linspace(-reach, reach, 5)
-        bar |= {"tickvals": ticks, "ticktext": [f"{tick:+.0%}" if tick else "as its layer" for tick in ticks]}
+        bar |= {"tickvals": ticks, "ticktext": [f"{tick:+.0%}" if tick else "0" for tick in ticks]}
         return shown, {"cmin": -reach, "cmax": reach, "colorbar": bar}
     if measure.scale == "signed":
         reach = float(np.nanmax(np.abs(shown))) or 1.0
