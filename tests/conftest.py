@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import torch
-from hypothesis import settings
+import os
 
-# Zoo models are so small that threads only wait for each other; one thread is several times faster on a busy machine.
+# One thread: zoo models are so small that threads only wait for each other, and several workers share the cores.
+# The environment is for what starts threads by itself - OpenMP pools that a library sizes anew, processes that tests
+# start - and counts only if it is set before torch and NumPy are there.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
 torch.set_num_threads(1)
 
 # Wall-clock deadlines say something about the machine, not about the code; the same examples run everywhere.

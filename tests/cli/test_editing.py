@@ -9,7 +9,7 @@ import pytest
 
 from moescope.edits import Mask, Recipe, Scale
 from tests.capturing.texts import model, tokenizer
-from tests.cli.test_cli import moescope
+from tests.cli.running import moescope
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 import moescope as ms
 from moescope.data import CORPUS
-from tests.cli.test_cli import moescope
+from tests.cli.running import moescope
 
 
 @pytest.fixture(scope="module")

