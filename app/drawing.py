@@ -15,7 +15,7 @@ from moescope.app.jobs import Cancelled
 from moescope.app.panels import note, progress
 from moescope.app.place import parse
 from moescope.app.scene import Desk, Scene
-from moescope.app.views import FigureView, View
+from moescope.app.views import FigureView, Partial, View
 from moescope.errors import MoescopeError
 
 _HIDDEN, _SHOWN = {"display": "none"}, {"display": "block"}
@@ -121,6 +121,9 @@ def guarded(view: View, desk: Desk, draw: Callable[[], Any]) -> tuple[Any, list[
     except (OSError, pa.ArrowException) as error:
         said = f"The store could not be read: {desk.shelf.without_root(str(error))}"
         return None, [note(said, trouble=True, retry=view), True, None]
+    if isinstance(drawn, Partial):
+        job = drawn.pending.job
+        return drawn.shown, [progress(view, job.title, job.what, job.done, job.total), False, job.id]
     return drawn, [None, True, None]
 
 

@@ -45,7 +45,7 @@ def register(app: Dash, desk: Desk) -> None:
         now["notes"] = list(notes)
         if now == before:
             raise PreventUpdate
-        parts = ("page", "store", "trouble", "hide", "names") + (() if here.page != "shelf" else ("version",))
+        parts = ("page", "store", "trouble", "views", "names") + (() if here.page != "shelf" else ("version",))
         same = before is not None and all(now.get(part) == before.get(part) for part in parts)
         page = no_update if same else shell.page(desk, here, now.get("trouble"))
         names = [{"value": name, "label": name} for name in now["names"]]
@@ -146,6 +146,7 @@ def state(desk: Desk, here: Place) -> dict[str, Any]:
         return now
     try:
         scene = desk.scene(here)
+        now["views"] = [view.name for view in book.PAGES[here.page].shown(here)] if here.page in book.PAGES else []
         now |= {"version": scene.opened.version, "layers": scene.layers, "status": scene.store.status}
         now["choices"] = _choices(scene)
     except MoescopeError as error:

@@ -9,7 +9,7 @@ import dash_mantine_components as dmc
 from dash import dcc, html
 
 from moescope.app.aria import SILENT, named, titled_by
-from moescope.app.place import Place
+from moescope.app.scene import Scene
 from moescope.app.views import BlockView, FigureView, Page, TableView, View
 
 
@@ -23,13 +23,14 @@ def kind_of(view: View) -> str:
     return "figure" if isinstance(view, FigureView) else "table" if isinstance(view, TableView) else "block"
 
 
-def grid_of(page: Page, place: Place) -> Any:
-    """All panels of a page, without those that `?hide=` names; `?full=` fills the window with one."""
-    shown = [view for view in page.views if view.name not in place.hide]
-    return dmc.Grid([dmc.GridCol(panel(view), span={"base": 12, "md": view.width}) for view in shown], gutter="md")
+def grid_of(page: Page, scene: Scene) -> Any:
+    """The panels of a page that are shown; `?full=` fills the window with one."""
+    shown = page.shown(scene.place)
+    columns = [dmc.GridCol(panel(view, scene), span={"base": 12, "md": view.width}) for view in shown]
+    return dmc.Grid(columns, gutter="md")
 
 
-def panel(view: View) -> Any:
+def panel(view: View, scene: Scene) -> Any:
     """One panel, empty until its callback has drawn it."""
     if isinstance(view, FigureView):
         body: Any = html.Div(_graph(view), id=part("body", view), className="panel-figure")
@@ -44,7 +45,7 @@ def panel(view: View) -> Any:
         dcc.Store(id=part("job", view)),
         dcc.Interval(id=part("tick", view), interval=400, disabled=True),
     ]
-    inside = [*([] if _bare(view) else [_head(view)]), html.Div(id=part("note", view), role="status"), body]
+    inside = [*([] if _bare(view) else [_head(view, scene)]), html.Div(id=part("note", view), role="status"), body]
     return html.Section(
         [*inside, *state],
         id=f"panel-{view.name}",
@@ -127,7 +128,7 @@ def _table(view: TableView) -> Any:
     )
 
 
-def _head(view: View) -> Any:
+def _head(view: View, scene: Scene) -> Any:
     tools = []
     if view.how:
         tools.append(
@@ -148,13 +149,10 @@ def _head(view: View) -> Any:
         tools.append(dmc.Button("CSV", size="compact-xs", variant="subtle", color="gray", **_act("csv", view)))
         tools.append(dmc.Button("Parquet", size="compact-xs", variant="subtle", color="gray", **_act("parquet", view)))
     tools.append(_tool("Fill the window (Escape leaves)", "⤢", **_act("full", view)))
-    return html.Header(
-        [
-            dmc.Title(view.title, order=2, size="h5", id=f"title-{view.name}"),
-            dmc.Group(tools, gap=2, className="panel-tools"),
-        ],
-        className="panel-head",
-    )
+    heading: list[Any] = [dmc.Title(view.title, order=2, size="h5", id=f"title-{view.name}")]
+    if view.controls:
+        heading.append(html.Div([control(scene) for control in view.controls], className="panel-controls"))
+    return html.Header([*heading, dmc.Group(tools, gap=2, className="panel-tools")], className="panel-head")
 
 
 def _tool(label: str, sign: str, **more: Any) -> Any:

@@ -36,6 +36,7 @@ class Place:
         slices: named sets of documents, `name~column:value,value` or `name~documents:3-9,12`, joined by "|".
         slice: the name of the slice that counts now.
         value: what the grid of layers and experts shows.
+        definition: of super experts, "paper" or "code".
         colour: what the tokens of a text are coloured by.
         doc, token: a document's number, and a token's place in it (from 0).
         step: where a replay stands; None when nothing is replayed.
@@ -62,6 +63,7 @@ class Place:
     slices: str | None = None
     slice: str | None = None
     value: str | None = None
+    definition: str | None = None
     colour: str | None = None
     doc: int | None = None
     token: int | None = None
@@ -152,7 +154,7 @@ def coerced(name: str, text: str) -> Any:
 
 
 _QUERY = {"other": "with"}
-_ALLOWED = {"phase": ("prefill", "decode")}
+_ALLOWED = {"phase": ("prefill", "decode"), "definition": ("paper", "code")}
 
 
 def _path(path: str) -> tuple[dict[str, Any], list[str]]:

@@ -115,7 +115,7 @@ def page(desk: Desk, here: Place, trouble: str | None) -> Any:
             ],
             className="page-head",
         ),
-        grid_of(shown, here),
+        grid_of(shown, scene),
     ]
 
 

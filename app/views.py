@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from moescope.app.answers import Pending
 from moescope.app.place import Place
 from moescope.app.scene import Scene
 
@@ -28,6 +29,8 @@ class View:
         how: how to read it, one or two sentences; "" where the words say it themselves.
         reads: the fields of the place that it follows, besides the store.
         width: of twelve columns.
+        controls: what chooses what this panel alone shows, in its heading, each from a scene (`moescope.app.controls`).
+        needs: fields of the place without which there is nothing to show: the panel is not there until they are chosen.
     """
 
     name: str
@@ -35,6 +38,8 @@ class View:
     how: str
     reads: tuple[str, ...]
     width: int = 12
+    controls: tuple[Callable[[Scene], Any], ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,21 @@ class FigureView(View):
 
 
 @dataclass(frozen=True)
+class Partial:
+    """What a block can show already, while an answer that it waits for is on its way.
+
+    Attributes:
+        shown: the components.
+        pending: the answer.
+    """
+
+    shown: Any
+    pending: Pending
+
+
+@dataclass(frozen=True)
 class BlockView(View):
-    """Words, tokens, cards: Dash components, in which text is text (React escapes it).
+    """Words, tokens, cards: Dash components, in which text is text (React escapes it); or a `Partial` of them.
 
     Attributes:
         draw: the components.
@@ -103,6 +121,14 @@ class Page:
     views: tuple[View, ...]
     controls: tuple[Callable[[Scene], Any], ...] = ()
     register: Callable[[Any, Any], None] | None = None
+
+    def shown(self, place: Place) -> list[View]:
+        """The panels that are there: not those that `?hide=` names, nor those that need what is not chosen."""
+        return [
+            view
+            for view in self.views
+            if view.name not in place.hide and all(getattr(place, name) is not None for name in view.needs)
+        ]
 
 
 def to_expert(place: Place, point: dict[str, Any]) -> Place | None:
