@@ -135,7 +135,7 @@ def _head(view: View, scene: Scene) -> Any:
             dmc.Popover(
                 [
                     dmc.PopoverTarget(_tool("How to read it", "?")),
-                    dmc.PopoverDropdown(dmc.Text(view.how, size="sm"), maw=420),
+                    dmc.PopoverDropdown(dmc.Text(view.how, size="sm", style={"whiteSpace": "pre-line"}), maw=420),
                 ],
                 width=420,
                 position="bottom-end",

@@ -272,7 +272,7 @@ def labelling(
     Args:
         store: an open store.
         by: a label of the store; None puts every document under the one label "all".
-        where: label -> value or values to keep, e.g. `{"language": ["en", "de"]}`.
+        where: label -> value or values to keep, e.g. `{"language": ["en", "de"]}`; "document" -> numbers.
         phase: count only tokens of this phase.
 
     Raises:
@@ -283,6 +283,10 @@ def labelling(
     position = _positions(table["document"].to_numpy(), document)
     kept = np.ones(document.size, dtype=bool)
     for name, wanted in (where or {}).items():
+        if name == "document":
+            numbers = [wanted] if isinstance(wanted, int | str) else list(wanted)
+            kept &= np.isin(document, np.array(numbers, dtype=np.int64))
+            continue
         values = {wanted} if isinstance(wanted, str) else set(wanted)
         column = _label_column(store, table, name, position)
         kept &= np.array([value in values for value in column], dtype=bool)

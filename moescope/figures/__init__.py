@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from moescope.figures.criteria import criteria_effects, super_expert_effects
     from moescope.figures.domains import domain_specialisation
     from moescope.figures.effects import effect, expert_effects
+    from moescope.figures.expert_labels import expert_labels
     from moescope.figures.first_token import attention_sinks
     from moescope.figures.forgetting import relearning, unlearning, unlearning_progress
     from moescope.figures.grids import layer_expert_grid, margins
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from moescope.figures.whatif import what_if
 
 _HOME = {
+    "expert_labels": "expert_labels",
     "balance": "balances",
     "layer_expert_grid": "grids",
     "margins": "grids",
@@ -137,6 +139,7 @@ __all__ = [
     "effect",
     "expert_effects",
     "expert_groups",
+    "expert_labels",
     "expert_map",
     "fluctuation",
     "gate_map",

@@ -1,0 +1,116 @@
+"""One expert, and findings, in words: results asked for as the place says, findings as components."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import xarray as xr
+from dash import html
+
+from moescope.analysis.summary import Finding
+from moescope.app.answers import Pending
+from moescope.app.aria import SILENT
+from moescope.app.links import to
+from moescope.app.place import Place
+from moescope.app.scene import Scene
+from moescope.errors import MoescopeError
+
+Says = Callable[[xr.Dataset, str, int], Finding]
+
+
+def where_of(scene: Scene) -> dict[str, Any] | None:
+    """The documents that count: those of the slice, and of the chosen label value."""
+    where = scene.where
+    if scene.place.label is None or scene.by is None:
+        return where
+    kept = (where or {}).get(scene.by)
+    if kept is not None and scene.place.label not in kept:
+        raise MoescopeError(f"The slice {scene.place.slice!r} has no document with {scene.by} {scene.place.label!r}.")
+    return (where or {}) | {scene.by: [scene.place.label]}
+
+
+def result_of(scene: Scene, question: str) -> xr.Dataset:
+    """The result of one analysis for what is chosen: label, phase and slice, as far as it takes them.
+
+    Raises:
+        Pending: it is being computed.
+        MoescopeError: this store does not allow it.
+    """
+    phase = scene.place.phase
+    if question == "load":
+        return scene.ask("load", where=where_of(scene), phase=phase)
+    if question == "npmi":
+        return scene.ask("npmi", by=scene.by, where=scene.where, phase=phase)
+    if question == "importance":
+        return scene.ask("importance", where=where_of(scene), phase=phase, splits=0, permutations=0)
+    if question == "margins":
+        return scene.ask("margins", phase=phase)
+    return scene.ask(question)
+
+
+def results_of_expert(scene: Scene, tells: Sequence[tuple[str, Says]]) -> tuple[list[Finding], Pending | None]:
+    """What each question says of the selected expert, as far as it is known, and the answer that is on its way."""
+    chosen = scene.chosen()
+    if chosen is None:
+        raise MoescopeError("No expert is selected.")
+    found: list[Finding] = []
+    waits: Pending | None = None
+    for question, say in tells:
+        try:
+            found.append(say(result_of(scene, question), *chosen))
+        except Pending as pending:
+            waits = waits or pending
+        except MoescopeError as reason:
+            found.append(Finding(question, _CANNOT[question], str(reason), None))
+    return found, waits
+
+
+_CANNOT = {
+    "load": "Its load cannot be told here.",
+    "npmi": "What it prefers cannot be told here.",
+    "importance": "How it ranks cannot be told here.",
+    "super_experts": "Its outliers cannot be told from this store.",
+    "margins": "Its margin cannot be told here.",
+}
+_SIGN = {True: "●", False: "○", None: "–"}
+_SAID = {True: "stands against its null", False: "does not stand against its null", None: "not tested"}
+
+
+def found_of(finding: Finding, scene: Scene) -> Any:
+    """One finding as a small card: its headline, and the numbers with their null."""
+    expert = _expert_of(finding, scene)
+    head = [html.Span(finding.headline)] if expert is None else [to(expert, finding.headline)]
+    return html.Article(
+        [
+            html.Div([_sign(finding), html.Div(head)], className="finding-head"),
+            html.Div(finding.detail, className="dim"),
+        ],
+        className="panel finding",
+    )
+
+
+def listed(findings: Sequence[Finding], details: bool = True) -> Any:
+    """Findings on one expert, one under the other."""
+    rows = []
+    for finding in findings:
+        words = [html.Div(finding.headline), html.Div(finding.detail, className="dim")]
+        rows.append(html.Li([_sign(finding), html.Div(words)]))
+    return html.Ul(rows, className="finding-list" + ("" if details else " short"))
+
+
+def _sign(finding: Finding) -> Any:
+    """Whether it stands, also for those who do not see the sign."""
+    kind = {True: "stands", False: "falls", None: "untested"}[finding.holds]
+    return html.Span(
+        [html.Span(_SIGN[finding.holds], **SILENT), html.Span(f"({_SAID[finding.holds]}) ", className="unseen")],
+        className=f"sign {kind}",
+        title=_SAID[finding.holds],
+    )
+
+
+def _expert_of(finding: Finding, scene: Scene) -> Place | None:
+    layer, expert = finding.values.get("layer"), finding.values.get("expert")
+    if layer is None or expert is None or str(layer) not in scene.layers:
+        return None
+    return scene.place.go(page="expert", layer=str(layer), expert=int(expert), full=None)
