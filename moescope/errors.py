@@ -18,3 +18,7 @@ class StoreError(MoescopeError):
 
 class RefusedError(MoescopeError):
     """A model that cannot be captured faithfully; the message carries the reason."""
+
+
+class CancelledError(MoescopeError):
+    """Work that somebody asked to stop; what was finished before stays, and nothing half-done is kept."""

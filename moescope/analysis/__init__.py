@@ -63,9 +63,11 @@ if TYPE_CHECKING:
     from moescope.analysis.token_ids import npmi_tokens
     from moescope.analysis.transitions import transition_counts
     from moescope.analysis.vocabulary import vocabulary_from_counts, vocabulary_specialisation
+    from moescope.analysis.watching import watched
     from moescope.analysis.whatif import experts_for, what_if
 
 _HOME = {
+    "watched": "watching",
     "margins": "selection_margins",
     "find_documents": "finding",
     "passage": "passages",
@@ -251,6 +253,7 @@ __all__ = [
     "transition_counts",
     "vocabulary_from_counts",
     "vocabulary_specialisation",
+    "watched",
     "weight_outliers",
     "weight_similarity",
     "what_if",

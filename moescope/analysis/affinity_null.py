@@ -15,6 +15,7 @@ from moescope.analysis.information import mutual_information
 from moescope.analysis.routed_rows import Ranks, kept_rows, rank_worth, runs_of, slot_ids
 from moescope.analysis.spreading import THREADS, over_shards
 from moescope.analysis.transition_kernels import count_reordered
+from moescope.analysis.watching import counted
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -83,7 +84,7 @@ def draw_null(store: Store, sites: list[tuple[Any, Any]], tables: list[np.ndarra
     drawn = [Drawn(np.full(how.permutations, np.nan), empty, empty) for _ in sites]
     for held, shape in zip(drawn, shapes, strict=False):
         held.above, held.summed = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    for block in _blocks(sites, how.permutations):
+    for block in counted("draws of the null", list(_blocks(sites, how.permutations))):
         for (index, start, _), stack in zip(block, _count_block(store, sites, block, how), strict=True):
             drawn[index].mi[start : start + len(stack)] = [mutual_information(table) for table in stack]
             if tables:

@@ -19,6 +19,7 @@ from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.permutation import TIE
 from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
 from moescope.analysis.specialisation import default_label
+from moescope.analysis.watching import counted
 from moescope.errors import MoescopeError
 from moescope.store.selection import SCORES
 
@@ -234,7 +235,7 @@ def _permuted(
         return of_set - (whole - n * of_set) / others
 
     drawn, largest = [], []
-    for start in range(0, permutations, BLOCK):
+    for start in counted("permutations", range(0, permutations, BLOCK)):
         size = min(BLOCK, permutations - start)
         members = rng.permuted(np.tile(here, (size, 1)), axis=1)
         drawn.append(members.astype(np.float64) @ table / n)

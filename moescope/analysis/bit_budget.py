@@ -18,6 +18,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from moescope.analysis.counts import Phase, document_counts, labelling, sites_of
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
+from moescope.analysis.watching import counted
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -322,7 +323,7 @@ def _solved(
     spent, uniform = _spent(costs, plan), _spent(costs, _uniform(costs, widths, budget))
     rng = np.random.default_rng(seed)
     dealt = []
-    for _ in range(draws):
+    for _ in counted("draws of the null", range(draws)):
         # The same widths, dealt within what shares a budget.
         if scope == "layer":
             mixed = [rng.permutation(choice) for choice in plan]

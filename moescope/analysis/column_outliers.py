@@ -14,6 +14,7 @@ import xarray as xr
 from moescope.analysis.labelled import PADDING, provenance
 from moescope.analysis.question import SEED, Analysis, Parameter
 from moescope.analysis.similarities import Layers, axis_of, layers_of, matrices_of
+from moescope.analysis.watching import counted
 from moescope.errors import MoescopeError
 
 Columns = Literal["output", "input"]
@@ -99,7 +100,7 @@ def _axis(name: str, columns: Columns) -> int:
 def _gaussian(shapes: tuple, columns: Columns, draws: int, rng: np.random.Generator) -> np.ndarray:
     """[draw] scores of experts with normal weights, of these (name, shape) matrices."""
     found = np.zeros(draws)
-    for draw in range(draws):
+    for draw in counted("draws of the null", range(draws)):
         parts = (
             outlier_score(rng.standard_normal((1, *shape), dtype=np.float32), _axis(name, columns))
             for name, shape in shapes

@@ -22,6 +22,7 @@ from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.permutation import TIE
 from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
 from moescope.analysis.resampling import CELLS, INTERVAL, mean_present, ratio_interval
+from moescope.analysis.watching import counted
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ def _moved(before: csr_array, after: csr_array, documents: int, permutations: in
         return found
     rng, difference = np.random.default_rng(seed), after - before
     drawn, beyond = [], np.zeros(a.size)
-    for draws in _portions(permutations, documents):
+    for draws in counted("permutations", _portions(permutations, documents)):
         swapped = rng.random((draws, documents)) < 0.5
         moved = (difference.T @ swapped.T.astype(np.float64)).T
         left, right = a + moved, b - moved

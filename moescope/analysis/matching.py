@@ -19,6 +19,7 @@ from moescope.analysis.labelled import provenance
 from moescope.analysis.pairwise import PairNull, pair_result
 from moescope.analysis.question import SEED, Analysis, Parameter
 from moescope.analysis.similarities import Layers, axis_of, cosine, layers_of, matrices_of
+from moescope.analysis.watching import counted
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _layer(
     chosen = _nearest(screen, most) if pairs is None else [_checked(pair, n_experts, layer) for pair in pairs]
     out = {name: np.full((n_experts, n_experts), np.nan) for name in ("similarity", "kendall_tau", "in_place")}
     null = np.full((draws, n_experts, n_experts), np.nan)
-    for i, j in chosen:
+    for i, j in counted("pairs of experts", chosen):
         a, b = (np.concatenate([part[e] for part in parts.values()], axis=1).astype(np.float64) for e in (i, j))
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
             continue

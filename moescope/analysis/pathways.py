@@ -14,6 +14,7 @@ from moescope.analysis.information import conditional_entropy, entropy
 from moescope.analysis.labelled import provenance
 from moescope.analysis.path_counting import Walk, window
 from moescope.analysis.question import PHASE, SEED, Analysis, Parameter
+from moescope.analysis.watching import counted
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def paths(
     order = np.lexsort((best.hash, -counts))[:top]
     route, counts, hashes = best.route[order], counts[order], best.hash[order]
     control, entropies, step_entropies = [], [], []
-    for draw in range(draws):
+    for draw in counted("draws of the null", range(draws)):
         mixed_held, mixed_steps, _ = walk.count(draw, capacity)
         control.append(walk.count_of(hashes, draw))
         entropies.append(mixed_held.entropy())

@@ -17,6 +17,7 @@ import numpy as np
 
 from moescope.analysis.counts import PairCounts
 from moescope.analysis.kernels import sum_by_label
+from moescope.analysis.watching import report
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -103,10 +104,12 @@ def permutation_null(
     size = _summed(everyone, np.zeros(tokens.size, dtype=np.int32), tokens, dealt, n_labels, 1)
     largest = np.full(permutations, -np.inf)
     found: dict[str, list[np.ndarray]] = {name: [] for name in ("above", "below", "mean", "p99")}
+    step = max(1, BLOCK_CELLS // max(1, permutations * n_labels))
+    blocks, done = sum(-(-table.n_experts // step) for table in tables), 0
+    report("permutations", done, blocks)
     for table, values in zip(tables, observed, strict=True):
         selections = np.bincount(table.expert, weights=table.count, minlength=table.n_experts)
         cells = {name: np.full(values.shape, np.nan) for name in found}
-        step = max(1, BLOCK_CELLS // max(1, permutations * n_labels))
         for start in range(0, table.n_experts, step):
             stop = min(start + step, table.n_experts)
             inside = (table.expert >= start) & (table.expert < stop)
@@ -122,6 +125,8 @@ def permutation_null(
             cells["below"][start:stop] = (null <= here + TIE).sum(axis=0).T
             cells["mean"][start:stop] = np.where(defined, null.mean(axis=0), np.nan).T
             cells["p99"][start:stop] = np.where(defined, np.quantile(null, 0.99, axis=0, method="higher"), np.nan).T
+            done += 1
+            report("permutations", done, blocks)
         for name, held in found.items():
             held.append(np.where(np.isnan(values), np.nan, cells[name]))
     return Null(found["above"], found["below"], found["mean"], found["p99"], largest, permutations)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from moescope.analysis.watching import counted
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ def local_search(
         plans.append(_spectral(tables, widths, devices, uneven, step))
     plans += [random_plan(widths, devices, rng) for _ in range(starts)]
     best, fewest = plans[0], np.inf
-    for attempt in range(len(plans) + kicks):
+    for attempt in counted("plans", range(len(plans) + kicks)):
         if attempt and (fewest == 0 or time.perf_counter() > deadline):
             break
         start = plans[attempt] if attempt < len(plans) else _disturbed(best, rng)

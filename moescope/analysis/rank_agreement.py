@@ -12,6 +12,7 @@ from scipy.stats import false_discovery_control, kendalltau, rankdata
 
 from moescope.analysis.permutation import TIE
 from moescope.analysis.resampling import mean_present
+from moescope.analysis.watching import counted
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -103,7 +104,7 @@ def across_halves(
     """
     n, splits, layers = first.shape[:3]
     found = np.full((splits, layers, n, n), np.nan)
-    for split in range(splits):
+    for split in counted("halves", range(splits)):
         for layer in range(layers):
             a, b = first[:, split, layer], second[:, split, layer]
             kept = ~(np.isnan(a) | np.isnan(b)).any(axis=0)

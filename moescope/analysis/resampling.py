@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moescope.analysis.watching import counted
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
@@ -55,7 +57,7 @@ def ratio_interval(
 def drawn_documents(n: int, draws: int, rng: np.random.Generator) -> Iterator[Float[np.ndarray, "draw document"]]:
     """How often each of n documents is drawn, some draws at a time."""
     step = max(1, CELLS // n)
-    for first in range(0, draws, step):
+    for first in counted("resamples", range(0, draws, step)):
         yield rng.multinomial(n, np.full(n, 1 / n), size=min(step, draws - first)).astype(np.float64)
 
 
@@ -74,7 +76,7 @@ def drawn_within(
         return
     members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     step = max(1, CELLS // n)
-    for first in range(0, draws, step):
+    for first in counted("resamples", range(0, draws, step)):
         here = min(step, draws - first)
         drawn = np.zeros((here, n))
         for rows in members:

@@ -17,6 +17,7 @@ from moescope.analysis.counts import sites_of
 from moescope.analysis.labelled import LayerAxis, provenance
 from moescope.analysis.pairwise import PairNull, pair_result
 from moescope.analysis.question import LAYERS, SEED, Analysis, Parameter
+from moescope.analysis.watching import counted
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _sums(store: Store, site: Any, draws: int, seed: int) -> tuple[np.ndarray, n
 
 def _chunks(store: Store, site: Any) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(document, sequence, logits float64) of whole sequences, some rows at a time."""
-    for shard in store.shards:
+    for shard in counted("shards", store.shards):
         table = shard.tokens(["document", "sequence"])
         document, sequence = (table[name].to_numpy() for name in ("document", "sequence"))
         starts = np.flatnonzero(np.diff(sequence, prepend=sequence[:1] - 1))

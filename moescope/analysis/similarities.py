@@ -15,6 +15,7 @@ import xarray as xr
 from moescope.analysis.labelled import LayerAxis, provenance
 from moescope.analysis.pairwise import PairNull, pair_result
 from moescope.analysis.question import SEED, Analysis, Parameter
+from moescope.analysis.watching import counted
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def _weight_layer(layer: int, weights: Any, draws: int, seed: int) -> tuple[int,
     squares = {name: _products(values, None) for name, values in parts.items()}
     rng = np.random.default_rng([seed, int(layer)])
     drawn = []
-    for _ in range(draws):
+    for _ in counted("draws of the null", range(draws)):
         order = np.array([rng.permutation(n_neurons) for _ in range(n_experts)])
         drawn.append(_angle(sum(_products(values, order) for values in parts.values())))
     separate = {name: _angle(values) for name, values in squares.items()}

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from moescope.analysis.watching import counted
 
 if TYPE_CHECKING:
     from moescope.store import Store
@@ -53,12 +55,17 @@ def spread(executor: Executor, workers: int = THREADS) -> Iterator[None]:
 
 
 def over_shards(store: Store, function: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
-    """`function(shard, *arguments)` of each shard, in the store's order, a few of them at a time.
+    """`function(shard, *arguments)` of each shard, in the store's order, a few of them at a time; see `watched`.
 
     Args:
         store: an open store.
         function: of a module's top level, and its arguments plain, so that another process can be handed them.
     """
+    with closing(_over_shards(store, function, *arguments)) as parts:
+        yield from counted("shards", parts, len(store.shards))
+
+
+def _over_shards(store: Store, function: Callable[..., Any], *arguments: Any) -> Generator[Any, None, None]:
     named = _EXECUTOR.get()
     if named is not None:
         executor, workers = named
@@ -75,12 +82,16 @@ def over_shards(store: Store, function: Callable[..., Any], *arguments: Any) -> 
 def _in_order(executor: Executor, calls: Iterator[tuple[Any, ...]], at_once: int) -> Iterator[Any]:
     """Results in the order of the calls, never more than `at_once` of them waiting to be taken."""
     waiting: deque[Any] = deque()
-    for call in calls:
-        if len(waiting) == at_once:
+    try:
+        for call in calls:
+            if len(waiting) == at_once:
+                yield waiting.popleft().result()
+            waiting.append(executor.submit(*call))
+        while waiting:
             yield waiting.popleft().result()
-        waiting.append(executor.submit(*call))
-    while waiting:
-        yield waiting.popleft().result()
+    finally:  # stopped before the end: what has not begun need not
+        for answer in waiting:
+            getattr(answer, "cancel", bool)()
 
 
 def _elsewhere(path: str, shard: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

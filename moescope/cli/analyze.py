@@ -61,7 +61,8 @@ def _command(analysis: Analysis) -> Callable[..., None]:
         given = {key: value for key, value in options.items() if value is not None and value != []}
         if "where" in given:
             given["where"] = _filters(given["where"])
-        result = analysis.run(*inputs, **given)
+        with screen.watching():
+            result = analysis.run(*inputs, **given)
         if model is not None:
             result.attrs["model"] = model
         _show(result, **outputs)

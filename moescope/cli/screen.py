@@ -173,6 +173,28 @@ def counting(total: int, what: str) -> Iterator[Callable[[int], None]]:
         yield lambda done: progress.update(task, completed=done)
 
 
+@contextmanager
+def watching() -> Iterator[None]:
+    """A bar on a terminal for the analyses inside the block, part after part; silent in a pipe."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from moescope.analysis import watched
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} of {task.total}"))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", visible=False)
+
+        def tell(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total, visible=True)
+
+        with watched(tell):
+            yield
+
+
 def quiet_transformers() -> None:
     """Silence the advice and bars that transformers prints while it loads a model; errors still come through."""
     from transformers.utils import logging

@@ -1,6 +1,11 @@
 """`moescope analyze` as a person types it, on made stores and in this process: inputs, filters, rows, refusals."""
 
 import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -82,3 +87,17 @@ def test_mistakes_are_one_sentence(stores):
         with pytest.raises(MoescopeError, match=says):
             analyze.run(name, [str(argument) for argument in arguments], str)
     assert run("compare", stores[0]) == 2
+
+
+def test_progress_is_drawn_on_a_terminal_and_only_there(stores):
+    shutil.rmtree(stores[0] / "aggregates", ignore_errors=True)  # nothing is counted that is kept
+    shown, terminal = pty.openpty()
+    code = "from moescope.cli import analyze; import sys; analyze.run('load', [sys.argv[1], '--json'], str)"
+    kept = subprocess.run([sys.executable, "-c", code, stores[0]], stdout=subprocess.PIPE, stderr=terminal, check=True)
+    os.close(terminal)
+    drawn = os.read(shown, 65536).decode()
+    os.close(shown)
+    assert "shards" in drawn
+    assert json.loads(kept.stdout)["rows"]
+    piped = subprocess.run([sys.executable, "-c", code, stores[0]], capture_output=True, check=True)
+    assert (piped.stderr, piped.stdout) == (b"", kept.stdout)
