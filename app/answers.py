@@ -10,8 +10,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from moescope.app.jobs import Cancelled, Job, Jobs
-from moescope.errors import MoescopeError
+from moescope.analysis.watching import watched
+from moescope.app.jobs import Job, Jobs
+from moescope.errors import CancelledError, MoescopeError
 
 PATIENCE = 0.08
 """Seconds that a page waits for an answer before it shows progress instead."""
@@ -57,7 +58,7 @@ class Answers:
                 return self._known[key][0]
             job = self._running.get(key)
             if job is None:
-                job = self._running[key] = self._jobs.start(title, lambda job: compute())
+                job = self._running[key] = self._jobs.start(title, lambda job: _watched(job, compute))
         if not job.wait(patience):
             raise Pending(job)
         return self._settle(key, job)
@@ -72,8 +73,13 @@ class Answers:
                     self._known.popitem(last=False)
                 return job.result
         if job.state == "cancelled":
-            raise Cancelled(f"{job.title}: cancelled.")
+            raise CancelledError(f"{job.title}: cancelled.")
         raise MoescopeError(job.error)
+
+
+def _watched(job: Job, compute: Callable[[], Any]) -> Any:
+    with watched(job.report):
+        return compute()
 
 
 def _size(result: Any) -> int:

@@ -11,12 +11,11 @@ from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, no_
 from moescope import figures
 from moescope.app import book
 from moescope.app.answers import Pending
-from moescope.app.jobs import Cancelled
 from moescope.app.panels import note, progress
 from moescope.app.place import parse
 from moescope.app.scene import Desk, Scene
 from moescope.app.views import FigureView, Partial, View
-from moescope.errors import MoescopeError
+from moescope.errors import CancelledError, MoescopeError
 
 _HIDDEN, _SHOWN = {"display": "none"}, {"display": "block"}
 
@@ -114,7 +113,7 @@ def guarded(view: View, desk: Desk, draw: Callable[[], Any]) -> tuple[Any, list[
     except Pending as pending:
         job = pending.job
         return None, [progress(view, job.title, job.what, job.done, job.total), False, job.id]
-    except Cancelled as stopped:
+    except CancelledError as stopped:
         return None, [note(str(stopped), retry=view), True, None]
     except MoescopeError as error:
         return None, [note(desk.shelf.without_root(str(error))), True, None]

@@ -11,13 +11,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
-from moescope.errors import MoescopeError
+from moescope.errors import CancelledError, MoescopeError
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
-
-
-class Cancelled(MoescopeError):
-    """Somebody pressed cancel."""
 
 
 class Job:
@@ -48,15 +44,15 @@ class Job:
         """The work calls this as it goes.
 
         Raises:
-            Cancelled: the person has cancelled; the work stops here.
+            CancelledError: the person has cancelled; the work stops here.
         """
         self.what, self.done, self.total = what, done, total
         self.check()
 
     def check(self) -> None:
-        """Raises `Cancelled` if the person has cancelled."""
+        """Raises `CancelledError` if the person has cancelled."""
         if self._stop.is_set():
-            raise Cancelled(f"{self.title}: cancelled.")
+            raise CancelledError(f"{self.title}: cancelled.")
 
     def cancel(self) -> None:
         """Asks the work to stop; it does at its next report."""
@@ -104,7 +100,7 @@ class Jobs:
                 job.state = "running"
                 job.result = work(job)
                 job.state = "done"
-        except Cancelled:
+        except CancelledError:
             job.state = "cancelled"
         except MoescopeError as error:
             job.state, job.error = "failed", str(error)

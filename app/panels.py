@@ -132,15 +132,12 @@ def _head(view: View, scene: Scene) -> Any:
     tools = []
     if view.how:
         tools.append(
-            dmc.Popover(
+            html.Details(
                 [
-                    dmc.PopoverTarget(_tool("How to read it", "?")),
-                    dmc.PopoverDropdown(dmc.Text(view.how, size="sm", style={"whiteSpace": "pre-line"}), maw=420),
+                    html.Summary("?", title="How to read it", **named(f"How to read {view.title}")),
+                    html.Div(view.how, className="how"),
                 ],
-                width=420,
-                position="bottom-end",
-                shadow="md",
-                withArrow=True,
+                className="how-to-read",
             )
         )
     if isinstance(view, FigureView):

@@ -43,6 +43,7 @@ def build(
         update_title=None,  # pyright: ignore[reportArgumentType]
         serve_locally=True,
         assets_folder=str(Path(__file__).parent / "assets"),
+        index_string=shell.INDEX,
         suppress_callback_exceptions=True,
         on_error=navigation.alarmed,
         add_log_handler=False,

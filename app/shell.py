@@ -15,6 +15,13 @@ from moescope.app.place import PAGES, Place
 from moescope.app.scene import Desk
 from moescope.errors import MoescopeError
 
+INDEX = """<!DOCTYPE html>
+<html lang="en">
+  <head>{%metas%}<title>{%title%}</title>{%favicon%}{%css%}</head>
+  <body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body>
+</html>"""
+"""The page that loads the rest, in Dash's template language."""
+
 _KEYS = (
     ("j / k", "next / previous expert"),
     ("J / K", "next / previous layer"),
@@ -190,10 +197,10 @@ def _shelf(desk: Desk) -> Any:
                 f"{store.n_tokens:,} tokens of {store.n_documents:,} documents, {len(store.sites)} MoE layers; "
                 f"{', '.join(store.tiers)}"
             )
-            badge = dmc.Badge(store.status, variant="light", color="green" if store.status == "complete" else "orange")
+            badge = html.Span(store.status, className="badge good" if store.status == "complete" else "badge")
             inside = [html.Strong(model.name), html.Div(about, className="dim")]
         except (MoescopeError, OSError) as error:
-            badge = dmc.Badge("cannot be read", variant="light", color="red")
+            badge = html.Span("cannot be read", className="badge bad")
             inside = [html.Div(desk.shelf.without_root(str(error)), className="dim")]
         head = html.Div([to(Place("overview", name), name), badge], className="shelf-head")
         cards.append(html.Article([head, *inside], className="panel"))

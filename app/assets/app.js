@@ -113,6 +113,7 @@ window.dash_clientside = window.dash_clientside || {};
   }
 
   document.addEventListener("click", function (event) {
+    document.querySelectorAll("details.how-to-read[open]").forEach((how) => { if (!how.contains(event.target)) how.open = false; });
     const link = event.target.closest("[data-go]");
     if (link && !event.ctrlKey && !event.metaKey) { event.preventDefault(); go(link.dataset.go); return; }
     const button = event.target.closest("[data-act]");

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from moescope.app.answers import Answers, Pending
-from moescope.app.jobs import Cancelled, Jobs
-from moescope.errors import MoescopeError
+from moescope.app.jobs import Jobs
+from moescope.errors import CancelledError, MoescopeError
 
 
 @pytest.fixture
@@ -96,13 +96,13 @@ def test_cancelled_answers_say_so(answers):
 
     def work():
         go.wait(10)
-        raise Cancelled("stopped")
+        raise CancelledError("stopped")
 
     with pytest.raises(Pending) as pending:
         answers.ask("key", "counting", work, patience=0.01)
     go.set()
     _wait(pending.value.job)
-    with pytest.raises(Cancelled, match="counting: cancelled"):
+    with pytest.raises(CancelledError, match="counting: cancelled"):
         answers.ask("key", "counting", work)
 
 

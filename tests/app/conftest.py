@@ -1,0 +1,74 @@
+"""A shelf of real stores behind a running app, and a browser to visit it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import threading
+
+import pytest
+
+from tests.app.visiting import BROWSER, Visitor
+
+collect_documents = 16  # of each domain: enough for every panel to have something to say, captured in seconds
+
+
+def small_corpus() -> list[dict]:
+    """A few texts of every domain of the bundled corpus."""
+    from moescope.data import CORPUS
+
+    rows = [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
+    by_domain = itertools.groupby(sorted(rows, key=lambda row: row["domain"]), lambda row: row["domain"])
+    return [row for _, group in by_domain for row in itertools.islice(group, collect_documents)]
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory):
+    """A folder with: `demo` (every tier, loss and sinks), `masked` (the same texts under an edit), `broken`."""
+    import moescope as ms
+    from moescope.capturing import TIERS
+    from moescope.hooks.aliases import BUNDLED
+
+    root = tmp_path_factory.mktemp("shelf")
+    texts = small_corpus()
+    model = ms.load(BUNDLED, dtype="float32")
+    ms.capture(model, ms.Corpus(texts, labels=["domain"]), root / "demo", TIERS, loss=True, sinks=True)
+    with model.edited(ms.Recipe([ms.Mask(layer=3, expert=7)])):
+        ms.capture(model, ms.Corpus(texts, labels=["domain"]), root / "masked", ["routing"])
+    shutil.copytree(root / "masked", root / "broken")
+    part = next((root / "broken" / "shards").glob("*/routing.parquet"))
+    part.write_bytes(part.read_bytes()[:-9])
+    return root
+
+
+@pytest.fixture(scope="session")
+def served(shelf):
+    """The app's address."""
+    from moescope.app import build
+    from moescope.app.server import listen
+
+    server = listen(build(shelf))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser; tests skip without one."""
+    if BROWSER is None:
+        pytest.skip("no Chromium here: the app is not seen in a browser")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visitor(chromium, served):
+    """One tab at 1280 x 800 in the light theme."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
+    yield Visitor(context.new_page(), served)
+    context.close()

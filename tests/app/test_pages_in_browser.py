@@ -1,0 +1,66 @@
+"""Every page on a real store in a real browser, both themes: drawn, quiet, within the window, readable by a machine.
+
+Screenshots go to build/screenshots, to be looked at.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from moescope.app.book import PAGES
+from moescope.app.place import Place
+from tests.app.visiting import Visitor
+
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+
+# Rules of WCAG 2.0 to 2.2, levels A and AA; the tables' own markup is their library's.
+_RULES = {
+    "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]},
+    "resultTypes": ["violations"],
+}
+_PLACES = {
+    name: Place(name, "demo", layer="3", expert=7, other="masked" if name == "compare" else None) for name in PAGES
+}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page(chromium, served, name, theme):
+    context = chromium.new_context(viewport={"width": 1280, "height": 800}, color_scheme=theme)
+    try:
+        visitor = Visitor(context.new_page(), served).go(_PLACES[name].href)
+        visitor.shot(f"{name}-{theme}-1280")
+        assert not visitor.overflow()
+        found = axe.Axe().run(visitor.page, options=_RULES)
+        assert found.violations_count == 0, found.generate_report()
+        visitor.page.set_viewport_size({"width": 1920, "height": 1080})
+        visitor.settle().shot(f"{name}-{theme}-1920")
+        assert not visitor.overflow()
+        visitor.well()
+    finally:
+        context.close()
+
+
+def test_the_shelf(visitor):
+    visitor.go("/")
+    visitor.shot("shelf-light-1280")
+    text = visitor.page.inner_text("#page")
+    assert "demo" in text
+    assert "damaged" in text
+    found = axe.Axe().run(visitor.page, options=_RULES)
+    assert found.violations_count == 0, found.generate_report()
+    visitor.well()
+
+
+def test_the_first_screen_says_what_the_model_does_without_a_click(visitor, shelf):
+    from moescope.analysis import findings
+    from moescope.store import Store
+
+    visitor.go("/store/demo")
+    seen = visitor.page.evaluate(
+        """() => [...document.querySelectorAll('#page *')]
+          .filter((e) => e.children.length === 0 && e.getBoundingClientRect().top < window.innerHeight)
+          .map((e) => e.textContent).join(' ')"""
+    )
+    assert findings(Store.open(shelf / "demo"))[0].headline in seen
+    assert visitor.page.locator(".js-plotly-plot").first.bounding_box()["y"] < 800

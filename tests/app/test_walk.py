@@ -1,0 +1,203 @@
+"""A person walks through the app: clicks, keys, links, back, a shared address, two themes, exports, and trouble."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pandas as pd
+import pytest
+
+from moescope.app.place import parse
+from tests.app.visiting import Visitor
+
+
+def _click_cell(visitor, column: float, row: float, panel: str = "") -> None:
+    area = visitor.page.locator(f"{panel} .js-plotly-plot .nsewdrag").first
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    visitor.page.mouse.move(box["x"] + box["width"] * column, box["y"] + box["height"] * row)
+    visitor.page.wait_for_timeout(150)
+    visitor.page.mouse.click(box["x"] + box["width"] * column, box["y"] + box["height"] * row)
+    visitor.settle()
+
+
+def test_a_click_selects_and_every_control_follows_and_back_undoes(visitor):
+    visitor.go("/store/demo")
+    _click_cell(visitor, 7.5 / 16, 3.5 / 6)
+    place = parse(visitor.href)[0]
+    assert (place.layer, place.expert) == ("3", 7)
+    assert visitor.page.get_by_label("Layer", exact=True).first.input_value() == "3"
+    assert visitor.page.get_by_label("Expert", exact=True).first.input_value() == "7"
+    visitor.page.go_back()
+    visitor.settle()
+    assert parse(visitor.href)[0].expert is None
+    assert visitor.page.get_by_label("Expert", exact=True).first.input_value() == ""
+    visitor.page.go_forward()
+    visitor.settle()
+    assert parse(visitor.href)[0].expert == 7
+    visitor.well()
+
+
+def test_keys_walk_through_experts_and_layers(visitor):
+    visitor.go("/store/demo/L3/E15")
+    visitor.page.keyboard.press("j")
+    visitor.settle()
+    assert visitor.href.startswith("/store/demo/L3/E0")
+    visitor.page.keyboard.press("k")
+    visitor.settle()
+    visitor.page.keyboard.press("Shift+J")
+    visitor.settle()
+    assert visitor.href.startswith("/store/demo/L4/E15")
+    visitor.page.keyboard.press("/")
+    visitor.page.keyboard.type("L2E9")
+    visitor.page.keyboard.press("Enter")
+    visitor.settle()
+    assert visitor.href.startswith("/store/demo/L2/E9")
+    visitor.page.keyboard.press("Escape")
+    visitor.page.locator("body").click(position={"x": 2, "y": 400})
+    visitor.page.keyboard.press("?")
+    visitor.page.wait_for_selector("text=next / previous expert")
+    visitor.well()
+
+
+def test_a_shared_address_shows_the_same_in_another_browser(chromium, served):
+    first, second = (Visitor(chromium.new_context().new_page(), served) for _ in range(2))
+    first.go("/store/demo?layer=3&expert=7")
+    _click_cell(first, 2.5 / 16, 1.5 / 6)
+    second.go(first.href)
+    assert second.page.get_by_label("Expert", exact=True).first.input_value() == "2"
+    assert second.page.inner_text("#page") == first.page.inner_text("#page")
+    for visitor in (first, second):
+        visitor.well()
+        visitor.page.context.close()
+
+
+def test_the_theme_is_switched_and_remembered(visitor):
+    visitor.go("/store/demo")
+    ground = "() => getComputedStyle(document.body).backgroundColor"
+    light = visitor.page.evaluate(ground)
+    visitor.page.keyboard.press("t")
+    visitor.settle()
+    dark = visitor.page.evaluate(ground)
+    assert dark != light
+    ink = "() => document.querySelector('.js-plotly-plot')._fullLayout.font.color"
+    assert visitor.page.evaluate(ink) == "#e4e6ea"
+    visitor.page.reload()
+    visitor.settle()
+    assert visitor.page.evaluate(ground) == dark
+    visitor.well()
+
+
+def test_a_figure_is_saved_as_one_file_that_works_offline(visitor, chromium, tmp_path):
+    visitor.go("/store/demo")
+    with visitor.page.expect_download() as caught:
+        visitor.page.locator("[data-act=save]").first.click()
+    file = tmp_path / "figure.html"
+    caught.value.save_as(file)
+    context = chromium.new_context(offline=True)
+    page = context.new_page()
+    troubles: list[str] = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("request", lambda request: request.url.startswith("http") and troubles.append(request.url))
+    page.goto(file.as_uri())
+    page.wait_for_selector(".js-plotly-plot .main-svg")
+    assert not troubles
+    context.close()
+    visitor.well()
+
+
+def test_a_panel_fills_the_window_and_leaves_it(visitor):
+    visitor.go("/store/demo")
+    visitor.page.locator("[data-act=full]").first.click()
+    visitor.settle()
+    panel = visitor.page.locator(".panel.full")
+    assert panel.bounding_box()["width"] == 1280
+    assert parse(visitor.href)[0].full == panel.get_attribute("id").removeprefix("panel-")
+    visitor.page.keyboard.press("Escape")
+    visitor.settle()
+    assert visitor.page.locator(".panel.full").count() == 0
+    visitor.well()
+
+
+def test_embedded_without_header_and_hidden_panels(visitor):
+    visitor.go("/store/demo?embed=1")
+    names = [panel.get_attribute("id") for panel in visitor.page.locator(".panel[id]").all()]
+    assert not visitor.page.locator(".header").is_visible()
+    visitor.go(f"/store/demo?embed=1&hide={names[0].removeprefix('panel-')}")
+    assert [panel.get_attribute("id") for panel in visitor.page.locator(".panel[id]").all()] == names[1:]
+    visitor.well()
+
+
+@pytest.mark.parametrize(
+    ("href", "words"),
+    [
+        ("/store/demo/L99/E1", "no MoE layer 99"),
+        ("/store/demo/L3/E99", "experts 0 to 15"),
+        ("/store/demo?by=nothing", "no label 'nothing'"),
+        ("/store/nothing", "no store 'nothing'"),
+        ("/store/broken", "damaged"),
+        ("/store/..%2Fdemo", "no store '../demo'"),
+        ("/store/demo?slice=x", "no slice 'x'"),
+        ("/store/demo?nonsense=%00%ff&layer=zz", "cannot be"),
+        ("/%F0%9F%98%80/..//x?y", "no page"),
+    ],
+)
+def test_nonsense_gets_words_and_no_crash(visitor, href, words):
+    visitor.go(href)
+    assert words in visitor.page.inner_text("main")
+    visitor.well()
+
+
+def test_a_store_deleted_and_one_written_while_they_are_viewed(visitor, shelf):
+    shutil.copytree(shelf / "masked", shelf / "passing")
+    try:
+        visitor.go("/store/passing")
+        shutil.rmtree(shelf / "passing")
+        visitor.page.wait_for_selector("text=no store 'passing'", timeout=15_000)
+        assert visitor.page.locator(".js-plotly-plot").count() == 0
+        visitor.well()
+    finally:
+        shutil.rmtree(shelf / "passing", ignore_errors=True)
+
+
+def test_ten_browsers_at_once_see_the_same(chromium, served):
+    contexts = [chromium.new_context(viewport={"width": 1280, "height": 800}) for _ in range(10)]
+    visitors = [Visitor(context.new_page(), served) for context in contexts]
+    for number, visitor in enumerate(visitors):
+        visitor.page.goto(f"{served}/store/demo?layer={number % 6}&expert={number}")
+    texts = set()
+    for visitor in visitors:
+        visitor.settle(120).well()
+        texts.add(visitor.page.evaluate("() => document.querySelectorAll('.js-plotly-plot').length"))
+    assert len(texts) == 1
+    for context in contexts:
+        context.close()
+
+
+def test_ten_askers_at_once_get_the_same_file(served):
+    import urllib.request
+
+    def ask(_):
+        with urllib.request.urlopen(f"{served}/file/load.html?at=/store/demo") as answer:
+            return len(answer.read())
+
+    ask(0)
+    with ThreadPoolExecutor(10) as threads:
+        assert len(set(threads.map(ask, range(10)))) <= 2  # plotly gives each page an id of its own
+
+
+def test_a_table_is_exported_as_it_is_shown(visitor):
+    visitor.go("/store/demo/expert")
+    table = visitor.page.locator("[data-act=csv]").first
+    if table.count() == 0:
+        pytest.fail("the page of experts has no table")
+    with visitor.page.expect_download() as caught:
+        table.click()
+    rows = pd.read_csv(io.BytesIO(caught.value.path().read_bytes()))
+    assert len(rows) == 6 * 16
+    with visitor.page.expect_download() as caught:
+        visitor.page.locator("[data-act=parquet]").first.click()
+    assert len(pd.read_parquet(io.BytesIO(caught.value.path().read_bytes()))) == len(rows)
+    visitor.well()

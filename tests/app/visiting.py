@@ -1,0 +1,88 @@
+"""A person in a real browser: goes somewhere, waits until the page is drawn, and notices whatever goes wrong."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from urllib.parse import urlsplit
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+
+_BUSY = """() => {
+  const shown = (e) => e.offsetParent !== null;
+  if (!document.querySelector('#page') || !document.querySelector('#page').children.length) return 'no page';
+  if ([...document.querySelectorAll('.note.pending')].some(shown)) return 'pending';
+  for (const panel of document.querySelectorAll('.panel')) {
+    const note = panel.querySelector('[role=status]'), body = panel.querySelector('[id*=body]');
+    if (!body || (note && note.innerText.trim())) continue;
+    const graph = body.querySelector('.dash-graph');
+    if (graph) {
+      const plot = graph.querySelector('.js-plotly-plot');
+      if (!plot || !plot._fullLayout || graph.style.display === 'none') return 'drawing ' + panel.id;
+    } else if (body.querySelector('.ag-root-wrapper')) {
+      if (body.querySelector('.ag-loading, .ag-overlay-loading-center')) return 'loading ' + panel.id;
+    } else if (!body.innerText.trim() && !body.children.length) return 'empty ' + panel.id;
+  }
+  return '';
+}"""
+
+
+class Visitor:
+    """One tab."""
+
+    def __init__(self, page, base: str) -> None:
+        self.page, self.base, self.trouble = page, base, []
+        page.on("console", lambda said: said.type in ("error", "warning") and self.trouble.append(said.text))
+        page.on("pageerror", lambda error: self.trouble.append(str(error)))
+        page.on("request", self._asked)
+        page.on(
+            "response", lambda answer: answer.status >= 500 and self.trouble.append(f"{answer.status} {answer.url}")
+        )
+        page.on("dialog", lambda dialog: (self.trouble.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+
+    def _asked(self, request) -> None:
+        parts = urlsplit(request.url)
+        if parts.scheme not in ("data", "blob") and f"{parts.scheme}://{parts.netloc}" != self.base:
+            self.trouble.append(f"a request left this machine: {request.url}")
+
+    def go(self, href: str) -> Visitor:
+        """Opens an address and waits for all its panels."""
+        self.page.goto(self.base + href)
+        return self.settle()
+
+    def settle(self, seconds: float = 60) -> Visitor:
+        """Waits until no panel is waiting."""
+        self.page.wait_for_timeout(250)
+        waited, quiet = 0.0, 0
+        while waited < seconds:
+            busy = self.page.evaluate(_BUSY)
+            quiet = 0 if busy else quiet + 1
+            if quiet == 2:
+                return self
+            self.page.wait_for_timeout(200)
+            waited += 0.2
+        raise AssertionError(f"{self.page.url}: still {busy} after {seconds} s; {self.trouble}")
+
+    @property
+    def href(self) -> str:
+        """The address without scheme and host."""
+        return self.page.url.removeprefix(self.base)
+
+    def shot(self, name: str) -> None:
+        """Writes a screenshot of the whole page to build/screenshots, to be looked at."""
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+
+    def overflow(self) -> list[str]:
+        """What reaches beyond the window to the right."""
+        return self.page.evaluate(
+            """() => document.documentElement.scrollWidth <= window.innerWidth + 1 ? [] :
+              [...document.querySelectorAll('#page *')]
+                .filter((e) => e.getBoundingClientRect().right > window.innerWidth + 1)
+                .slice(0, 3).map((e) => e.outerHTML.slice(0, 160))"""
+        )
+
+    def well(self) -> None:
+        """Nothing went wrong until now."""
+        assert not self.trouble, self.trouble
