@@ -48,6 +48,12 @@ class Place:
         devices, group: devices and (of replication) redundant slots of a placement.
         find: what is searched for.
         prompt: the lab's prompt.
+        model: the model that the lab runs; None: the store's own.
+        chat: the prompt goes through the tokenizer's chat template.
+        new: how many tokens the lab writes at most.
+        temperature, seed: of the lab's sampling; without a temperature it takes the likeliest token.
+        contrast: the lab also decodes by self-contrast; beta, alpha: its strength, and what it finds plausible.
+        run: what the lab has generated, while the app remembers it.
         full: the panel that fills the window.
         embed: without header and menu, for a frame in another page.
         hide: names of panels left out.
@@ -77,6 +83,15 @@ class Place:
     group: str | None = None
     find: str | None = None
     prompt: str | None = None
+    model: str | None = None
+    chat: bool = False
+    new: int | None = None
+    temperature: float | None = None
+    seed: int | None = None
+    contrast: bool = False
+    beta: float | None = None
+    alpha: float | None = None
+    run: str | None = None
     full: str | None = None
     embed: bool = False
     hide: tuple[str, ...] = ()
@@ -192,6 +207,8 @@ def _value(name: str, kind: str, text: str) -> Any:
         return _layer(text)
     if kind.startswith("int"):
         return int(text) if re.fullmatch(r"\d{1,15}", text) else None
+    if kind.startswith("float"):
+        return float(text) if re.fullmatch(r"\d{1,15}(\.\d{1,17})?(e-?\d{1,3})?", text, re.ASCII) else None
     if kind == "bool":
         return {"1": True, "true": True}.get(text)
     if kind.startswith("tuple"):

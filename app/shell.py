@@ -7,7 +7,7 @@ from typing import Any, cast
 import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 
-from moescope.app import book, controls
+from moescope.app import book, controls, editbar
 from moescope.app.aria import CURRENT, SILENT, named
 from moescope.app.links import to
 from moescope.app.panels import grid_of, note
@@ -64,7 +64,8 @@ def layout(desk: Desk) -> Any:
 
 
 def register(app: Dash) -> None:
-    """Adds what happens in the browser alone."""
+    """Adds what happens in the browser alone, and the recipe bar."""
+    editbar.register(app)
     app.clientside_callback(
         ClientsideFunction("moescope", "theme"),
         Output("mantine", "forceColorScheme"),
@@ -118,7 +119,12 @@ def page(desk: Desk, here: Place, trouble: str | None) -> Any:
                     [dmc.Title(shown.title, order=1, size="h3"), dmc.Text(shown.question, c="dimmed", size="sm")],
                     className="page-title",
                 ),
-                html.Div([*controls.common(scene), *extra], className="controls", role="group", **named("Selection")),
+                html.Div(
+                    [*controls.common(scene), *extra, editbar.bar()],
+                    className="controls",
+                    role="group",
+                    **named("Selection"),
+                ),
             ],
             className="page-head",
         ),

@@ -47,7 +47,7 @@ window.dash_clientside = window.dash_clientside || {};
     setting: function (place, id, now) {
       if (!place) return same();
       const value = place[id.field] ?? (id.default === "" ? null : id.default);
-      if (value === null) return now === null || now === "" ? same() : typeof now === "string" && id.field === "find" ? "" : null;
+      if (value === null) return now === null || now === "" ? same() : typeof now === "string" && ["find", "prompt", "recipe"].includes(id.field) ? "" : null;
       return String(value) === String(now) ? same() : typeof now === "number" ? Number(value) : String(value);
     },
     /* What there is to choose from, where that changes. */

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from moescope.app.pages.lab import LAB
 from moescope.app.pages.overview import OVERVIEW
 from moescope.app.views import Page
 
-ALL: tuple[Page, ...] = (OVERVIEW,)
+ALL: tuple[Page, ...] = (OVERVIEW, LAB)

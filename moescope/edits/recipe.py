@@ -149,13 +149,16 @@ class Recipe(BaseModel):
         file = Path(path)
         if tensors:
             self._save_tensors(file.parent)
-        data = self.model_dump(mode="json", exclude_defaults=False)
-        text = json.dumps(data, indent=2) + "\n" if file.suffix == ".json" else yaml.safe_dump(data, sort_keys=False)
         try:
-            file.write_text(text, encoding="utf-8")
+            file.write_text(self.text(as_json=file.suffix == ".json"), encoding="utf-8")
         except OSError as error:
             raise MoescopeError(f"Cannot write {file}: {error.strerror or error}.") from error
         return file
+
+    def text(self, *, as_json: bool = False) -> str:
+        """What `save` writes, YAML or JSON."""
+        data = self.model_dump(mode="json", exclude_defaults=False)
+        return json.dumps(data, indent=2) + "\n" if as_json else yaml.safe_dump(data, sort_keys=False)
 
     def _save_tensors(self, folder: Path) -> None:
         for edit in self.edits:
@@ -172,24 +175,39 @@ class Recipe(BaseModel):
             MoescopeError: no such file, or what is wrong in it and where.
         """
         try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise MoescopeError(
                 f"Cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}."
             ) from error
-        except yaml.YAMLError as error:
-            raise MoescopeError(f"{path} is neither YAML nor JSON: {str(error).splitlines()[0]}.") from error
-        if not isinstance(data, dict):
-            raise MoescopeError(f"{path} is not a recipe: expected a mapping with `edits`.")
+        recipe = cls.of_text(text, str(path))
+        if any(isinstance(edit, Replace) for edit in recipe.edits):
+            recipe._folder = Path(path).parent
+        return recipe
+
+    @classmethod
+    def of_text(cls, text: str, name: str = "This text") -> Recipe:
+        """A recipe from YAML or JSON.
+
+        Args:
+            text: the whole of it.
+            name: what it is called where something is wrong in it.
+
+        Raises:
+            MoescopeError: what is wrong in it and where.
+        """
         try:
-            recipe = cls(**data)
-            if any(isinstance(edit, Replace) for edit in recipe.edits):
-                recipe._folder = Path(path).parent
-            return recipe
+            data = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none; nested too deeply
+            raise MoescopeError(f"{name} is neither YAML nor JSON: {str(error).splitlines()[0]}.") from error
+        if not isinstance(data, dict):
+            raise MoescopeError(f"{name} is not a recipe: expected a mapping with `edits`.")
+        try:
+            return cls(**data)
         except TypeError as error:
-            raise MoescopeError(f"{path} is not a recipe: {error}.") from error
+            raise MoescopeError(f"{name} is not a recipe: {error}.") from error
         except MoescopeError as error:
-            raise MoescopeError(f"{path}: {error}") from error
+            raise MoescopeError(f"{name}: {error}") from error
 
     def write(self, source: str | Path, out: str | Path, **options: Any) -> Written:
         """Write an edited copy of a checkpoint; see `moescope.edits.write`."""

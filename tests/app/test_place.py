@@ -22,6 +22,8 @@ def _strategy(name: str, kind: str) -> st.SearchStrategy:
         return st.sampled_from([None, "prefill", "decode"])
     if kind.startswith("int"):
         return st.one_of(st.none(), _NUMBER)
+    if kind.startswith("float"):
+        return st.one_of(st.none(), st.floats(0, 1e6))
     if kind == "bool":
         return st.booleans()
     if kind.startswith("tuple"):

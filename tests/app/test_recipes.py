@@ -1,0 +1,121 @@
+"""The recipe codec: recipes survive their text, clicks leave a text that can be read, nonsense is one sentence."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moescope.app import recipes
+from moescope.app.editbar import adding, badge
+from moescope.app.place import Place, parse
+from moescope.edits import Demote, Mask, Promote, Prune, Recipe, Route, Rows, Scale, Zero
+from moescope.errors import MoescopeError
+
+_LAYERS = st.one_of(st.integers(0, 99_999), st.from_regex(r"L0[0-9]{2}([A-Za-z_-][A-Za-z0-9_-]{0,8})?", fullmatch=True))
+_EXPERTS = st.lists(st.integers(0, 999_999), min_size=1, max_size=4, unique=True)
+_STAGES = st.sampled_from(["logit", "score", "weight", "weight_renormalised"])
+
+
+@st.composite
+def _edits(draw):
+    where = {"layer": draw(_LAYERS), "expert": draw(_EXPERTS)}
+    kind = draw(st.sampled_from([Scale, Mask, Zero, Promote, Demote]))
+    if kind is Scale:
+        where |= {"factor": draw(st.floats(0, allow_infinity=False, allow_nan=False)), "stage": draw(_STAGES)}
+    return kind(**where)
+
+
+def _consistent(recipe):
+    try:
+        recipe.require_consistent()
+    except MoescopeError:
+        return False
+    return True
+
+
+@given(st.lists(_edits(), min_size=1, max_size=6).map(Recipe).filter(_consistent))
+def test_a_recipe_is_what_its_text_says(recipe):
+    text = recipes.written(recipe)
+    assert recipes.read(text).edits == recipe.edits
+    # … through an address as well.
+    assert recipes.read(parse(Place("lab", "demo", recipe=text).href)[0].recipe).edits == recipe.edits
+
+
+@given(st.lists(_edits(), min_size=1, max_size=4).map(Recipe).filter(_consistent), st.data())
+def test_one_edit_can_be_taken_away(recipe, data):
+    number = data.draw(st.integers(0, len(recipe.edits) - 1))
+    left = recipes.read(recipes.without(recipes.written(recipe), number))
+    assert ([] if left is None else left.edits) == [e for n, e in enumerate(recipe.edits) if n != number]
+
+
+@given(st.text("L0123E*.!@masklogit, -e+", max_size=40))
+def test_nonsense_is_refused_in_one_sentence_or_means_what_it_says(text):
+    said = ""
+    try:
+        recipe = recipes.read(text)
+    except MoescopeError as error:
+        recipe, said = None, str(error)
+    assert "\n" not in said
+    assert recipe is None or recipes.read(recipes.written(recipe)) == recipe
+
+
+def test_the_text_people_write():
+    assert recipes.read("L3E7*64, L2E1*0,L4E2.5!mask,L003-attentionE1*0.5@logit").edits == [
+        Scale(layer=3, expert=7, factor=64.0),
+        Scale(layer=2, expert=1, factor=0.0),
+        Mask(layer=4, expert=[2, 5]),
+        Scale(layer="L003-attention", expert=1, factor=0.5, stage="logit"),
+    ]
+    assert recipes.read("") is recipes.read(None) is None
+
+
+@pytest.mark.parametrize("text", ["L3E7", "L3E7*", "L3E7*-1", "L3E7!kill", "E7*2", "L3E7*2@moon", "L3E7*1e999", "x"])
+def test_what_is_no_edit_is_said(text):
+    with pytest.raises(MoescopeError, match="is not an edit"):
+        recipes.read(f"L1E1*2,{text}")
+
+
+def test_edits_that_contradict_are_said():
+    with pytest.raises(MoescopeError, match="mask and promote contradict"):
+        recipes.read("L3E7!mask,L3E7!promote")
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (Route(layer=3, top_k=1), "is a route"),
+        (Prune(layer=3, expert=1), "is a prune"),
+        (Mask(layer=3, expert=1, rows=Rows(phase="decode")), "some rows only"),
+        (Mask(layer="../x", expert=1), "names layer"),
+    ],
+)
+def test_what_the_lab_cannot_hold_is_said_with_what_can(edit, words):
+    with pytest.raises(MoescopeError, match=words):
+        recipes.written(Recipe([edit]))
+
+
+def test_clicks_build_a_recipe_and_the_latest_edit_of_an_expert_counts():
+    here = Place("overview", "demo", layer="3", expert=7)
+    here = adding(here, "scale", 64).go(expert=0)
+    here = adding(here, "mask", None).go(layer="L002-attention", expert=5)
+    here = adding(here, "promote", "")
+    assert here.recipe == "L3E7*64,L3E0!mask,L002-attentionE5!promote"
+    assert adding(here.go(layer="3", expert=0), "scale", "0.5").recipe == ("L3E7*64,L002-attentionE5!promote,L3E0*0.5")
+    assert here.go(store="other").recipe == here.recipe
+    assert badge(here).children.children == "recipe (3)"
+    assert parse(badge(here).href)[0] == here.go(page="lab")
+
+
+@pytest.mark.parametrize("factor", [None, "", "x", -1, float("nan"), float("inf")])
+def test_a_factor_that_is_none_is_refused(factor):
+    with pytest.raises(MoescopeError):
+        adding(Place("overview", "demo", layer="3", expert=7), "scale", factor)
+
+
+def test_a_recipe_that_cannot_be_read_is_not_lost_silently():
+    here = Place("overview", "demo", layer="3", expert=7, recipe="nonsense")
+    assert "unreadable" in badge(here).children.children
+    with pytest.raises(MoescopeError, match="is not an edit"):
+        adding(here, "mask", None)
+    assert badge(Place("overview", "demo")) is None
