@@ -7,9 +7,9 @@ kept in the store's own aggregates through `Store.cached`, where SQL can read th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from moescope.analysis.kernels import count_pairs, weigh_pairs
 from moescope.analysis.pairs import CELLS, PairCounts, PairSum
-from moescope.analysis.spreading import over_shards
+from moescope.analysis.spreading import over_runs, over_shards, side_by_side
 from moescope.errors import MoescopeError, StoreError
 
 if TYPE_CHECKING:
@@ -92,20 +92,14 @@ def _tables(
 ) -> list[PairCounts]:
     records = [store.site(getattr(site, "key", site)) for site in sites]
 
-    @cache
-    def scanned() -> list[PairCounts]:
-        """All of these layers at once, as soon as one of them is not kept yet."""
-        return _scan(store, column, records, weighted, phase, ranks)
-
-    def kept(place: int, record: Any) -> PairCounts:
-        def compute() -> pa.Table:
-            merged = scanned()[place]
-            columns = {column: merged.group, "expert": merged.expert, "count": merged.count}
-            return pa.table(columns if merged.weight is None else columns | {"weight": merged.weight})
-
+    def asked(record: Any) -> tuple[str, dict[str, Any]]:
         params = {"site": record.key, "weighted": weighted, "phase": phase or "all"}
-        params = params if ranks is None else params | {"ranks": ranks}
-        found = store.cached(f"{column}-expert-{record.key}", compute, params)
+        return f"{column}-expert-{record.key}", params if ranks is None else params | {"ranks": ranks}
+
+    def kept(record: Any) -> PairCounts | None:
+        found = store.kept(*asked(record))
+        if found is None:
+            return None
         return PairCounts(
             group=found[column].to_numpy(),
             expert=found["expert"].to_numpy(),
@@ -114,12 +108,29 @@ def _tables(
             n_experts=record.n_experts,
         )
 
-    return [kept(place, record) for place, record in enumerate(records)]
+    def keep(record: Any, counts: PairCounts) -> None:
+        columns = {column: counts.group, "expert": counts.expert, "count": counts.count}
+        table = pa.table(columns if counts.weight is None else columns | {"weight": counts.weight})
+        store.keep(*asked(record), table)
+
+    found = side_by_side(kept, ((record,) for record in records))
+    missing = [place for place, counts in enumerate(found) if counts is None]
+    if missing:
+        counted = _scan(store, column, [records[place] for place in missing], weighted, phase, ranks)
+        side_by_side(keep, ((records[place], counts) for place, counts in zip(missing, counted, strict=True)))
+        for place, counts in zip(missing, counted, strict=True):
+            found[place] = counts
+    return found
 
 
 def _shard_sizes(shard: Any, column: str, phase: Phase | None) -> tuple[np.ndarray, np.ndarray]:
     group = row_groups(shard, column, phase)
-    return np.unique(group[group >= 0], return_counts=True)
+    group = group[group >= 0]
+    if int(group.max(initial=0)) > 4 * group.size:
+        return np.unique(group, return_counts=True)
+    size = np.bincount(group)
+    names = np.flatnonzero(size)
+    return names, size[names]
 
 
 def _scan(
@@ -133,17 +144,20 @@ def _scan(
     found = []
     for first in range(0, len(records), at_once):
         layers = tuple(records[first : first + at_once])
-        sums = [PairSum(groups, record.n_experts, weighted) for record in layers]
-        for part in over_shards(store, _shard_tables, column, groups, layers, weighted, phase, ranks):
+        sums = [PairSum(groups, record.n_experts, weighted, store.n_tokens) for record in layers]
+        asked = (column, groups, layers, weighted, phase, ranks)
+        # Sums of weights depend in their last bits on what is added up first: shard by shard, whoever counts.
+        parts = over_shards(store, _shard_tables, *asked) if weighted else over_runs(store, _run_tables, *asked)
+        for part in itertools.chain.from_iterable(parts):
             for total, (count, weight) in zip(sums, part.tables, strict=True):
                 total.add(part.names, count, weight)
-        found += [total.counts() for total in sums]
+        found += side_by_side(PairSum.counts, ((total,) for total in sums))
     return found
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Dense tables of one shard: for each layer, counts [group, expert] and summed weights or None.
+    """Dense tables of some shards: for each layer, counts [group, expert] and summed weights or None.
 
     Attributes:
         names: the groups of the tables' rows; None where they are all groups of the store.
@@ -154,16 +168,37 @@ class _Part:
     tables: list[tuple[np.ndarray, np.ndarray | None]]
 
 
+def _run_tables(
+    shards: Sequence[Any],
+    column: str,
+    groups: int,
+    records: Sequence[Any],
+    weighted: bool,
+    phase: Phase | None,
+    ranks: int | None,
+) -> list[_Part]:
+    """Counts of several shards: in one table of each layer if most groups are likely in it, as token ids are."""
+    if 2 * groups > sum(shard.n_tokens for shard in shards):
+        asked = (column, groups, records, weighted, phase, ranks)
+        return [part for shard in shards for part in _shard_tables(shard, *asked)]
+    tables = [np.zeros((groups, record.n_experts), dtype=np.int32) for record in records]
+    for shard in shards:
+        group = row_groups(shard, column, phase)
+        for record, table in zip(records, tables, strict=True):
+            shard_table(shard, record, groups, group, ranks=ranks, into=table)
+    return [_Part(None, [(table, None) for table in tables])]
+
+
 def _shard_tables(
     shard: Any, column: str, groups: int, records: Sequence[Any], weighted: bool, phase: Phase | None, ranks: int | None
-) -> _Part:
+) -> list[_Part]:
     group = row_groups(shard, column, phase)
-    if 2 * groups <= group.size:  # so few that most of them are likely in every shard, as token ids are
-        return _Part(None, [shard_table(shard, record, groups, group, weighted, ranks) for record in records])
+    if 2 * groups <= group.size:
+        return [_Part(None, [shard_table(shard, record, groups, group, weighted, ranks) for record in records])]
     names, index = np.unique(group, return_inverse=True)
     if names.size and names[0] < 0:
         names, index = names[1:], index - 1
-    return _Part(names, [shard_table(shard, record, names.size, index, weighted, ranks) for record in records])
+    return [_Part(names, [shard_table(shard, record, names.size, index, weighted, ranks) for record in records])]
 
 
 def row_groups(shard: Any, column: str, phase: Phase | None) -> Int[np.ndarray, " row"]:
@@ -183,6 +218,7 @@ def shard_table(
     index: Int[np.ndarray, " row"],
     weighted: bool = False,
     ranks: int | None = None,
+    into: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Counts [group, expert] of one layer of a shard, and summed weights; `index` is -1 where a row is left out.
 
@@ -193,6 +229,7 @@ def shard_table(
         index: [row] the group of each row.
         weighted: also sum the routing weights.
         ranks: count the first so many ranks alone; None for all.
+        into: counts of other shards to add these to, in place; None to begin anew.
     """
     fields = ["expert", "weight"] if weighted else ["expert"]
     if record.slots_can_miss:
@@ -201,7 +238,7 @@ def shard_table(
     valid = routing.valid if record.slots_can_miss else None
     chosen = routing.expert if ranks is None else routing.expert[:, :ranks]
     valid = valid if valid is None or ranks is None else valid[:, :ranks]
-    count = np.zeros((groups, record.n_experts), dtype=np.int32)
+    count = np.zeros((groups, record.n_experts), dtype=np.int32) if into is None else into
     beyond = count_pairs(index, chosen, valid, count)
     if beyond:
         raise StoreError(

@@ -58,6 +58,22 @@ def count_pairs(group, expert, valid, count):
 
 
 @kernel
+def list_pairs(count, group, expert, value):
+    """Lists the cells of `count` [group, expert] that are not zero, by row: their row, column and value.
+
+    Args:
+        count: [group, expert] int.
+        group, expert, value: [pair] int, written to; as many as there are cells that are not zero.
+    """
+    pair = 0
+    for g in range(count.shape[0]):
+        for e in range(count.shape[1]):
+            if count[g, e] != 0:
+                group[pair], expert[pair], value[pair] = g, e, count[g, e]
+                pair += 1
+
+
+@kernel
 def weigh_pairs(group, expert, valid, weight, total):
     """Adds each filled slot's routing weight to `total[group, expert]` (float64); arguments as in `count_pairs`."""
     rows, ranks = expert.shape

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moescope.analysis.kernels import list_pairs
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -88,17 +89,19 @@ class PairSum:
     Dense while groups x experts fit in `CELLS`, sparse beyond (a large vocabulary and many experts).
     """
 
-    def __init__(self, groups: int, n_experts: int, weighted: bool) -> None:
+    def __init__(self, groups: int, n_experts: int, weighted: bool, tokens: int | None = None) -> None:
         """
         Args:
             groups: the largest group number, and one.
             n_experts: experts of the layer.
             weighted: weights are summed too.
+            tokens: how many there are in all, more than any count can be; None if that is not known.
         """
         self._shape = (groups, n_experts)
         self._dense = groups * n_experts <= CELLS
         shape = self._shape if self._dense else (0, n_experts)
-        self._count = np.zeros(shape, dtype=np.int64)
+        few = tokens is not None and tokens <= np.iinfo(np.int32).max
+        self._count = np.zeros(shape, dtype=np.int32 if few else np.int64)  # half the memory to add and to look through
         self._weight = np.zeros(shape, dtype=np.float64) if weighted else None
         self._parts: list[PairCounts] = []
         self._merged = 0
@@ -126,10 +129,11 @@ class PairSum:
         """The sum, sparse."""
         if not self._dense:
             return merge_pairs(self._parts, self._shape[1])
-        cell = np.flatnonzero(self._count)
-        group, expert = np.divmod(cell, self._shape[1])
-        weight = None if self._weight is None else self._weight.ravel()[cell]
-        return PairCounts(group, expert.astype(np.int32), self._count.ravel()[cell], weight, self._shape[1])
+        n = np.count_nonzero(self._count)
+        group, expert, count = np.empty(n, np.int64), np.empty(n, np.int32), np.empty(n, np.int64)
+        list_pairs(self._count, group, expert, count)
+        weight = None if self._weight is None else self._weight[group, expert]
+        return PairCounts(group, expert, count, weight, self._shape[1])
 
 
 def merge_pairs(parts: Iterable[PairCounts], n_experts: int) -> PairCounts:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
@@ -19,13 +19,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from moescope.analysis.watching import counted
+from moescope.analysis.watching import counted, report
 
 if TYPE_CHECKING:
     from moescope.store import Store
 
 THREADS = min(4, os.cpu_count() or 1)
 """Threads where no executor is named: reading and counting a shard soon waits for memory, not for cores."""
+
+RUN = 8
+"""Shards of a run at most: what is laid out for it is held until it is done."""
 
 
 class Executor(Protocol):
@@ -61,22 +64,55 @@ def over_shards(store: Store, function: Callable[..., Any], *arguments: Any) -> 
         store: an open store.
         function: of a module's top level, and its arguments plain, so that another process can be handed them.
     """
-    with closing(_over_shards(store, function, *arguments)) as parts:
+    calls = ((_elsewhere, str(store.path), shard.path.name, function, arguments) for shard in store.shards)
+    with closing(_over(store.shards, calls, function, arguments)) as parts:
         yield from counted("shards", parts, len(store.shards))
 
 
-def _over_shards(store: Store, function: Callable[..., Any], *arguments: Any) -> Generator[Any, None, None]:
+def over_runs(store: Store, function: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
+    """`function(shards, *arguments)` of consecutive shards, a few runs for each worker, in the store's order.
+
+    For sums of whole numbers, which may be taken in any grouping: what is laid out once for a run, a table of all
+    groups, is added to the rest once for it and not once for each of its shards.
+    """
+    named, total = _EXECUTOR.get(), len(store.shards)
+    workers = THREADS if named is None else named[1]
+    step = min(max(total // (2 * workers), 1), RUN)
+    runs = [store.shards[first : first + step] for first in range(0, total, step)]
+    calls = ((_run_elsewhere, str(store.path), [s.path.name for s in run], function, arguments) for run in runs)
+    with closing(_over(runs, calls, function, arguments)) as parts:
+        report("shards", 0, total)
+        for number, part in enumerate(parts, start=1):
+            yield part
+            report("shards", min(number * step, total), total)
+
+
+def _over(
+    items: Sequence[Any],
+    elsewhere: Iterator[tuple[Any, ...]],
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> Generator[Any, None, None]:
+    """`function(item, *arguments)` of each item here, or the calls that do it elsewhere if an executor is named."""
     named = _EXECUTOR.get()
     if named is not None:
         executor, workers = named
-        calls = ((_elsewhere, str(store.path), shard.path.name, function, arguments) for shard in store.shards)
-        yield from _in_order(executor, calls, 2 * workers)
-    elif len(store.shards) < 2 or THREADS < 2:
-        for shard in store.shards:
-            yield function(shard, *arguments)
+        yield from _in_order(executor, elsewhere, 2 * workers)
+    elif len(items) < 2 or THREADS < 2:
+        for item in items:
+            yield function(item, *arguments)
     else:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="moescope-counting") as threads:
-            yield from _in_order(threads, ((function, shard, *arguments) for shard in store.shards), 2 * THREADS)
+            yield from _in_order(threads, ((function, item, *arguments) for item in items), 2 * THREADS)
+
+
+def side_by_side(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """`function(*call)` of each call, in order, on threads of this process: reading, writing, kernels."""
+    if THREADS < 2:
+        return [function(*call) for call in calls]
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="moescope-keeping") as threads:
+        begun = [threads.submit(function, *call) for call in calls]
+        return [one.result() for one in begun]
 
 
 def _in_order(executor: Executor, calls: Iterator[tuple[Any, ...]], at_once: int) -> Iterator[Any]:
@@ -98,6 +134,10 @@ def _elsewhere(path: str, shard: str, function: Callable[..., Any], arguments: t
     """Runs in a worker: the shard is found by its folder's name, since the store may have grown in the meantime."""
     found = _opened(path, shard)
     return function(found, *arguments)
+
+
+def _run_elsewhere(path: str, shards: list[str], function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return function([_opened(path, shard) for shard in shards], *arguments)
 
 
 @lru_cache(maxsize=256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -37,28 +38,54 @@ def cached(
     Raises:
         StoreError: `name` is not a plain word, or `params` are not plain JSON values.
     """
+    table = kept(folder, store_id, shards, name, params)
+    if table is None:
+        table = compute()
+        keep(folder, store_id, shards, name, params, table)
+    return table
+
+
+def kept(folder: Path, store_id: str, shards: Sequence[Path], name: str, params: Mapping[str, Any]) -> pa.Table | None:
+    """The table saved for (store, committed shards, name, params), None if there is none that can be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     key = _key(store_id, shards, name, params)
-    path = folder / AGGREGATES / f"{name}-{hashlib.blake2b(key, digest_size=8).hexdigest()}.parquet"
-    if path.is_file():
-        try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowException):
-            table = None
-        if table is not None and (table.schema.metadata or {}).get(_KEY) == key:
-            return _without_key(table)
-    table = compute()
-    marked = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: key})
+    path = _path(folder, name, key)
+    if not path.is_file():
+        return None
     try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException):
+        return None
+    metadata = dict(table.schema.metadata or {})
+    if metadata.pop(_KEY, None) != key:
+        return None
+    fields = [field.with_nullable(True) for field in table.schema]
+    return pa.Table.from_arrays(table.columns, schema=pa.schema(fields, metadata or None))
+
+
+def keep(
+    folder: Path, store_id: str, shards: Sequence[Path], name: str, params: Mapping[str, Any], table: pa.Table
+) -> None:
+    """Saves a table under (store, committed shards, name, params); a folder that cannot be written is let be."""
+    import pyarrow as pa
+
+    key = _key(store_id, shards, name, params)
+    # Read and written often, and small beside the shards: what is quick matters, not the last byte.
+    fields = [field.with_nullable(bool(table[field.name].null_count)) for field in table.schema]
+    marked = pa.Table.from_arrays(table.columns, schema=pa.schema(fields, {**(table.schema.metadata or {}), _KEY: key}))
+    # Sorted numbers, mostly: differences are small, and quick to write and read.
+    delta = {field.name: "DELTA_BINARY_PACKED" for field in fields if pa.types.is_integer(field.type)}
+    path = _path(folder, name, key)
+    how = {"compression": "lz4", "use_dictionary": False, "column_encoding": delta, "write_statistics": False}
+    with contextlib.suppress(OSError):  # read-only or full: a cache is not worth an error
         path.parent.mkdir(exist_ok=True)
-        # Sorted numbers, mostly: differences are small, and quick to write and read.
-        delta = {field.name: "DELTA_BINARY_PACKED" for field in table.schema if pa.types.is_integer(field.type)}
-        write_table(path, marked, durable=False, use_dictionary=False, column_encoding=delta)
-    except OSError:
-        return table  # read-only or full: a cache is not worth an error
-    return table
+        write_table(path, marked, durable=False, **how)
+
+
+def _path(folder: Path, name: str, key: bytes) -> Path:
+    return folder / AGGREGATES / f"{name}-{hashlib.blake2b(key, digest_size=8).hexdigest()}.parquet"
 
 
 def _key(store_id: str, shards: Sequence[Path], name: str, params: Mapping[str, Any]) -> bytes:
@@ -71,8 +98,3 @@ def _key(store_id: str, shards: Sequence[Path], name: str, params: Mapping[str, 
         return json.dumps([COUNTED_AS, store_id, digest.hexdigest(), name, dict(params)], sort_keys=True).encode()
     except TypeError as error:
         raise StoreError(f"the parameters of aggregate {name!r} must be plain values: {error}.") from error
-
-
-def _without_key(table: pa.Table) -> pa.Table:
-    metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != _KEY}
-    return table.replace_schema_metadata(metadata or None)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -114,7 +115,7 @@ def write_file(path: Path, fill: Callable[[Any], None], *, durable: bool = True)
 
     What can be made again need not be `durable`: it is then not waited for until it is on the disk.
     """
-    temporary = path.with_name(f"{_TMP}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{_TMP}{os.getpid()}-{threading.get_ident()}-{path.name}")
     try:
         with temporary.open("wb") as raw:
             sink = _HashingFile(raw)

@@ -217,8 +217,19 @@ class Store:
 
     def cached(self, name: str, compute: Callable[[], pa.Table], params: Mapping[str, Any] | None = None) -> pa.Table:
         """The table `compute()` gives, read from aggregates/ when it was saved for these shards and `params`."""
-        folders = [shard.path for shard in self.shards]
-        return aggregates.cached(self.path, self.manifest.store_id, folders, name, compute, params or {})
+        return aggregates.cached(*self._cached_for, name, compute, params or {})
+
+    def kept(self, name: str, params: Mapping[str, Any] | None = None) -> pa.Table | None:
+        """The table that `keep` or `cached` saved for these shards and `params`; None if there is none."""
+        return aggregates.kept(*self._cached_for, name, params or {})
+
+    def keep(self, name: str, params: Mapping[str, Any], table: pa.Table) -> None:
+        """Saves a table under aggregates/ for these shards and `params`, if it can be written there."""
+        aggregates.keep(*self._cached_for, name, params, table)
+
+    @property
+    def _cached_for(self) -> tuple[Path, str, list[Path]]:
+        return self.path, self.manifest.store_id, [shard.path for shard in self.shards]
 
     def check(self, *, checksums: bool = True) -> list[Problem]:
         """Everything that is wrong with the store, an empty list if nothing is; reads all of it."""

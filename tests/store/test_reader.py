@@ -3,6 +3,7 @@
 import html.parser
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -176,6 +177,20 @@ def test_a_broken_or_foreign_cache_file_is_computed_again(store):
 
     pq.write_table(pa.table({"n": [99]}), file)  # right name, other key
     assert store.cached("counts", lambda: table) == table
+
+
+def test_a_kept_table_comes_back_as_it_was_and_two_writers_do_not_spoil_it(store):
+    table = pa.table(
+        {"n": [3, None, -1], "of": pa.array([1, 2, 3], pa.int32()), "name": ["a", None, "b"], "share": [0.5, None, 1.0]}
+    )
+    empty = table.slice(0, 0)
+    assert store.kept("counts") is None
+    with ThreadPoolExecutor(4) as threads:
+        for _ in threads.map(lambda turn: store.keep("counts", {}, table), range(40)):
+            assert store.kept("counts").equals(table)
+    store.keep("counts", {"of": "nothing"}, empty)
+    assert store.kept("counts", {"of": "nothing"}).equals(empty)
+    assert len(list((store.path / "aggregates").iterdir())) == 2  # no temporary file stays
 
 
 @pytest.mark.parametrize(("name", "params"), [("../x", {}), ("a/b", {}), ("", {}), ("n", {"x": object()})])
