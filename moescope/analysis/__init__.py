@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from moescope.analysis.passages import passage, token_routing
     from moescope.analysis.pathways import paths
     from moescope.analysis.placements import placement, placement_from_counts
+    from moescope.analysis.preparing import prepare
     from moescope.analysis.property_tests import npmi_from_properties
     from moescope.analysis.question import Analysis, Parameter
     from moescope.analysis.registry import ANALYSES
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from moescope.analysis.whatif import experts_for, what_if
 
 _HOME = {
+    "prepare": "preparing",
     "watched": "watching",
     "margins": "selection_margins",
     "find_documents": "finding",
@@ -230,6 +232,7 @@ __all__ = [
     "paths",
     "placement",
     "placement_from_counts",
+    "prepare",
     "redundant_pairs",
     "replay_ids",
     "risk_difference",

@@ -239,6 +239,10 @@ class Contents:
         sums = np.add.reduceat(found["tokens"].astype(np.int64), first) if token.size else np.empty(0, np.int64)
         return token, sums
 
+    def index(self) -> None:
+        """Make, or read, all three tables."""
+        _ = self._runs, self.table, self._shards_of_tokens
+
     # --- what `over_shards` asks of a store ----------------------------------------------------------------------
     @property
     def path(self) -> Any:

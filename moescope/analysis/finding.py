@@ -20,6 +20,8 @@ pc: Any = compute  # its functions are made when it is imported: no type checker
 if TYPE_CHECKING:
     from moescope.store import Store
 
+APART = 8192
+"""Rows between two occurrences that are not worth reading along."""
 SORTS = ("document", "id", "source", "n_tokens")
 
 
@@ -179,12 +181,14 @@ def _in_context(store: Store, contents: Contents, shard: Any, at: np.ndarray, ar
     """The occurrences at some rows of a shard; rows far apart are read apart."""
     columns = ["document", "sequence", "position", "token_id", "start", "end", "phase"]
     out = []
-    for group in np.split(at, np.flatnonzero(np.diff(at) > 2 * around + 1) + 1):
-        first, last = max(int(group[0]) - around, 0), min(int(group[-1]) + around + 1, shard.n_tokens)
-        rows = shard.tokens(columns, slice(first, last)).to_pylist()
+    for group in np.split(at, np.flatnonzero(np.diff(at) > APART) + 1):
+        begin, end = max(int(group[0]) - around, 0), min(int(group[-1]) + around + 1, shard.n_tokens)
+        table = shard.tokens(columns, slice(begin, end))
         for row in group.tolist():
+            first, last = max(row - around, 0), min(row + around + 1, shard.n_tokens)
+            rows = table.slice(first - begin, last - first).to_pylist()
             here = rows[row - first]
-            near = range(max(row - around, first), min(row + around + 1, last))
+            near = range(first, last)
             whole = [i for i in near if rows[i - first]["sequence"] == here["sequence"]]
             pieces = token_pieces(
                 [rows[i - first] for i in whole], contents.text_of(here["document"]), store.vocabulary()

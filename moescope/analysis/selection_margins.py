@@ -68,7 +68,7 @@ def margins(
     rng = np.random.default_rng(seed)
     found: dict[str, list[np.ndarray]] = {}
     for site in sites:
-        for name, values in _means(_sums(store, site, phase), resamples, rng).items():
+        for name, values in _means(margin_sums(store, site, phase), resamples, rng).items():
             found.setdefault(name, []).append(values)
     variables: dict[str, Any] = {
         name: ("layer", np.array(rows)) if name.startswith("layer_") else (("layer", "expert"), axis.pad(rows))
@@ -91,9 +91,12 @@ def _means(sums: Float[np.ndarray, "group expert sum"], resamples: int, rng: np.
         if drawn is not None:
             ratio = _ratio(drawn[above], drawn[below])
             several = (sums[:, :, SUMS.index(below)] > 0).sum(axis=0) > 1
-            known = np.isfinite(ratio).any(axis=0) & several
-            bounds = np.full((2, known.size), np.nan)
-            bounds[:, known] = np.nanquantile(ratio[:, known], [0.025, 0.975], axis=0)
+            whole = several & ~np.isnan(ratio).any(axis=0)
+            bounds = np.full((2, several.size), np.nan)
+            bounds[:, whole] = np.quantile(ratio[:, whole], [0.025, 0.975], axis=0)
+            # Where a draw may miss all of an expert's documents: slower, and of few.
+            for expert in np.flatnonzero(several & ~whole & ~np.isnan(ratio).all(axis=0)):
+                bounds[:, expert] = np.nanquantile(ratio[:, expert], [0.025, 0.975])
             low, high = bounds
         out[f"{name}_low"], out[f"{name}_high"] = low, high
     return out
@@ -113,8 +116,8 @@ def _ratio(above: Any, below: Any) -> np.ndarray:
         return np.where(np.asarray(below) > 0, np.asarray(above) / np.asarray(below), np.nan)
 
 
-def _sums(store: Store, site: Any, phase: Phase | None) -> Float[np.ndarray, "group expert sum"]:
-    """The sums of one layer by group of documents and expert; groups without a token are left out."""
+def margin_sums(store: Store, site: Any, phase: Phase | None = None) -> Float[np.ndarray, "group expert sum"]:
+    """`SUMS` of one layer by group of documents and expert, kept in the aggregates; empty groups are left out."""
 
     def compute() -> pa.Table:
         total = np.zeros((GROUPS, site.n_experts, len(SUMS)))

@@ -37,6 +37,7 @@ app.command(epilog=models.INSPECT_EXAMPLES)(models.inspect)
 app.command(epilog=models.DOCTOR_EXAMPLES)(models.doctor)
 app.command(epilog=stores.INFO_EXAMPLES)(stores.info)
 app.command(epilog=stores.CHECK_EXAMPLES)(stores.check)
+app.command(epilog=stores.PREPARE_EXAMPLES)(stores.prepare)
 app.command(
     epilog=stores.ANALYZE_EXAMPLES,
     # --help belongs to the analysis that is named; see moescope.cli.analyze

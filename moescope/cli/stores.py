@@ -22,6 +22,11 @@ CHECK_EXAMPLES = """Examples:
   moescope check runs/demo
   moescope check runs/demo --fast        sizes and contents, without checksums"""
 
+PREPARE_EXAMPLES = """Examples:
+
+\b
+  moescope prepare runs/demo"""
+
 ANALYZE_EXAMPLES = """Examples:
 
 \b
@@ -97,6 +102,21 @@ def check(
             screen.say(str(problem))
         screen.say(f"{store}: {len(problems)} problems" if problems else f"{store} is whole")
     raise typer.Exit(1 if problems else 0)
+
+
+def prepare(store: StorePath) -> None:
+    """Count ahead what the app's first pages and most analyses read.
+
+    Keeps it in STORE/aggregates, which may be deleted; what is there already is not counted again.
+    """
+    from moescope import analysis
+    from moescope.store import Store
+
+    opened = Store.open(store)
+    with screen.watching():
+        analysis.prepare(opened)
+    kept = sum(file.stat().st_size for file in (store / "aggregates").glob("*.parquet"))
+    screen.say(f"{store}: {screen.size(kept)} counted ahead")
 
 
 def analyze(

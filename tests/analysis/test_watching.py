@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 
 from moescope import analysis
+from moescope.analysis.transitions import transition_tables
 from moescope.analysis.watching import counted
 from moescope.errors import CancelledError
 from moescope.store import Store
@@ -100,6 +101,26 @@ def test_shards_counted_in_other_processes_are_told_too(fresh):
     ):
         analysis.document_tokens(Store.open(fresh))
     assert told == [("shards", done, 6) for done in range(7)]
+
+
+def test_after_preparing_no_shard_is_read_again_by_what_it_prepares(fresh):
+    told = []
+    with analysis.watched(lambda *step: told.append(step)):
+        analysis.prepare(Store.open(fresh))
+    assert told[-1][0] == "tables"
+    assert told[-1][1] == told[-1][2]
+    kept = sorted(file.name for file in (fresh / "aggregates").iterdir())
+    store, told[:] = Store.open(fresh), []
+    with analysis.watched(lambda *step: told.append(step)):
+        analysis.prepare(store)
+        for name in ("load", "margins", "npmi", "importance", "find_documents"):
+            ASKED[name](store)
+        analysis.load(store, weighted=False)
+        analysis.token_occurrences(store, 3)
+        transition_tables(store)
+        analysis.top_tokens(store, 0, [1])
+    assert "shards" not in {what for what, _, _ in told}
+    assert sorted(file.name for file in (fresh / "aggregates").iterdir()) == kept
 
 
 def test_nobody_is_told_outside_the_block_and_the_inner_one_inside(made):

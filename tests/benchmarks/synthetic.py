@@ -222,11 +222,7 @@ def count_for_pages(store: Store) -> None:
     """Counts, kept in the store's aggregates, from which an app's first pages are drawn."""
     from moescope import analysis
 
-    analysis.find_documents(store, text="a")
-    analysis.token_occurrences(store, 0)
-    for label in store.labels:
-        analysis.load(store, by=label)
-    analysis.affinity(store)
+    analysis.prepare(store)
 
 
 if __name__ == "__main__":
