@@ -42,6 +42,7 @@ def register(app: Dash, desk: Desk) -> None:
         if here.page == "shelf" and (only := desk.shelf.sole()) is not None:
             here = here.go(store=only)
         now = state(desk, here)
+        notes = (*notes, *_unfinished(now))
         now["notes"] = list(notes)
         if now == before:
             raise PreventUpdate
@@ -154,6 +155,17 @@ def state(desk: Desk, here: Place) -> dict[str, Any]:
     except OSError as error:
         now["trouble"] = f"The store {here.store!r} cannot be read: {error.strerror}."
     return now
+
+
+def _unfinished(now: dict[str, Any]) -> list[str]:
+    """The word that a store is not whole."""
+    words = {
+        "capturing": "This store is being captured, or its capture was killed: what has been written so far is shown, "
+        "and the page follows.",
+        "interrupted": "This store's capture was interrupted: what was written is shown. `moescope capture … --resume` "
+        "completes it.",
+    }
+    return [words[now["status"]]] if now.get("status") in words else []
 
 
 def stepped(here: Place, scene: Scene, do: str, view: str = "") -> Place:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import shutil
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from moescope.app.place import parse
+from moescope.app.book import PAGES
+from moescope.app.place import Place, parse
+from tests.analysis.made_stores import random_truth, write
 from tests.app.visiting import Visitor
+from tests.report.test_report import hostile_store
 
 
 def _click_cell(visitor, column: float, row: float, panel: str = "") -> None:
@@ -201,3 +210,72 @@ def test_a_table_is_exported_as_it_is_shown(visitor):
         visitor.page.locator("[data-act=parquet]").first.click()
     assert len(pd.read_parquet(io.BytesIO(caught.value.path().read_bytes()))) == len(rows)
     visitor.well()
+
+
+def test_long_work_shows_how_far_it_is_and_is_cancelled(visitor, monkeypatch):
+    from moescope import analysis
+    from moescope.analysis.watching import report
+
+    asked = analysis.ANALYSES["affinity"]
+    let_it = threading.Event()
+
+    def slow(*stores, **parameters):
+        for step in range(600):
+            if let_it.is_set():
+                break
+            report("steps", step, 600)
+            time.sleep(0.05)
+        return asked.run(*stores, **parameters)
+
+    monkeypatch.setitem(analysis.ANALYSES, "affinity", replace(asked, run=slow))
+    # Documents chosen so that nobody has asked this before.
+    visitor.page.goto(f"{visitor.base}/store/demo/flow?slices=a~domain:code,math&slice=a&layer=1")
+    pending = visitor.page.locator(".note.pending", has_text="steps").first
+    pending.wait_for()
+    assert re.search(r"steps: \d+ of 600", pending.inner_text())
+    pending.get_by_text("Cancel").click()
+    again = visitor.page.get_by_role("button", name="Try again").first
+    again.wait_for()
+    let_it.set()
+    again.click()
+    visitor.settle()
+    visitor.well()
+
+
+def test_a_store_grows_while_it_is_viewed(visitor, shelf, tmp_path):
+    rng = np.random.default_rng(1)
+    whole = write(
+        tmp_path / "whole", random_truth(rng, 30, [6, 6], [2, 2]), [6, 6], {"domain": ["a", "b"] * 15}, cuts=2
+    )
+    growing = shelf / "growing"
+    shutil.copytree(whole.path, growing)
+    try:
+        manifest = json.loads((growing / "manifest.json").read_text())
+        part = manifest | {"status": "capturing", "shards": [], "files": {}, "n_tokens": None, "n_documents": None}
+        (growing / "manifest.json").write_text(json.dumps(part))
+        shutil.move(growing / "shards" / "00001", tmp_path / "later")
+        visitor.go("/store/growing")
+        first = f"{whole.shards[0].n_tokens:,} tokens"
+        assert first in visitor.page.inner_text("#page")
+        assert "being captured" in visitor.page.inner_text("main")
+        shutil.move(tmp_path / "later", growing / "shards" / "00001")
+        visitor.page.wait_for_function(
+            "(words) => document.querySelector('#page').innerText.includes(words)",
+            arg=f"{whole.n_tokens:,} tokens",
+            timeout=15_000,
+        )
+        visitor.settle().well()
+    finally:
+        shutil.rmtree(growing)
+
+
+@pytest.mark.parametrize("name", [page for page in PAGES if page != "lab"])
+def test_hostile_texts_labels_and_names_are_only_text(visitor, shelf, name):
+    hostile_store(shelf / "hostile")
+    try:
+        visitor.go(Place(name, "hostile", layer="2", expert=1, doc=3 if name == "text" else None).href)
+        assert visitor.page.evaluate("() => window.hacked") is None
+        assert visitor.page.locator("#page script, #page iframe, #page img, #page svg[onload]").count() == 0
+        visitor.well()
+    finally:
+        shutil.rmtree(shelf / "hostile")
