@@ -38,8 +38,10 @@ def result_of(scene: Scene, question: str) -> xr.Dataset:
         MoescopeError: this store does not allow it.
     """
     phase = scene.place.phase
+    # Load first, whatever else is asked: it is there at once, and what takes long must not stand before it in the line.
+    load = scene.ask("load", where=where_of(scene), phase=phase)
     if question == "load":
-        return scene.ask("load", where=where_of(scene), phase=phase)
+        return load
     if question == "npmi":
         return scene.ask("npmi", by=scene.by, where=scene.where, phase=phase)
     if question == "importance":
@@ -47,6 +49,16 @@ def result_of(scene: Scene, question: str) -> xr.Dataset:
     if question == "margins":
         return scene.ask("margins", phase=phase)
     return scene.ask(question)
+
+
+def atlas_of(scene: Scene) -> xr.Dataset:
+    """The atlas, after the quicker answers.
+
+    Raises:
+        Pending: it, or one of them, is being computed.
+    """
+    scene.ask("load", where=None, phase=None)
+    return scene.ask("atlas", by=scene.by)
 
 
 def results_of_expert(scene: Scene, tells: Sequence[tuple[str, Says]]) -> tuple[list[Finding], Pending | None]:

@@ -13,3 +13,8 @@ def to(place: Place | str, children: Any, **more: Any) -> Any:
     """A link to a place."""
     href = place if isinstance(place, str) else place.href
     return html.A(children, href=href, **{"data-go": href}, **more)
+
+
+def goes(place: Place) -> dict[str, Any]:
+    """Attributes that make any component lead to a place when clicked, for what has a real link beside it."""
+    return {"data-go": place.href}

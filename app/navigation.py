@@ -14,6 +14,7 @@ from moescope.app import book, controls, shell, slicing
 from moescope.app.panels import note
 from moescope.app.place import Place, parse
 from moescope.app.scene import Desk, Scene
+from moescope.app.steps import stepped
 from moescope.app.views import FigureView, TableView, to_expert
 from moescope.errors import MoescopeError
 
@@ -91,23 +92,27 @@ def register(app: Dash, desk: Desk) -> None:
 
     @app.callback(
         Output("url", "href", allow_duplicate=True),
-        Input({"type": "grid", "of": "table", "view": ALL}, "cellClicked"),
-        State({"type": "grid", "of": "table", "view": ALL}, "selectedRows"),
+        Output({"type": "grid", "of": "table", "view": ALL}, "selectedRows"),
+        Input({"type": "grid", "of": "table", "view": ALL}, "selectedRows"),
         State("place", "data"),
         prevent_initial_call=True,
     )
-    def _row(clicks: Any, rows: Any, place: Any) -> Any:
+    def _row(rows: Any, place: Any) -> Any:
+        kept = [no_update] * len(rows)
         if not ctx.triggered_id or not ctx.triggered[0]["value"] or not place:
-            return no_update
+            return no_update, kept
         view = book.view(ctx.triggered_id["view"])
-        chosen = next((found[0] for found, cell in zip(rows, clicks, strict=True) if cell and found), None)
-        if not isinstance(view, TableView) or chosen is None:
-            return no_update
+        chosen = ctx.triggered[0]["value"][0]
+        if not isinstance(view, TableView):
+            return no_update, kept
         here = parse(place["href"])[0]
         there = (
             view.go(here, chosen) if view.go else to_expert(here, {"x": chosen.get("expert"), "y": chosen.get("layer")})
         )
-        return no_update if there is None or there == here else there.href
+        # Forgotten at once, so that a second click on the same row counts.
+        return (no_update if there is None or there == here else there.href), [
+            [] if found else no_update for found in rows
+        ]
 
     @app.callback(
         Output("url", "href", allow_duplicate=True),
@@ -166,25 +171,6 @@ def _unfinished(now: dict[str, Any]) -> list[str]:
         "completes it.",
     }
     return [words[now["status"]]] if now.get("status") in words else []
-
-
-def stepped(here: Place, scene: Scene, do: str, view: str = "") -> Place:
-    """The place after a key: the next or previous expert or layer, or a panel over the whole window."""
-    layers = scene.layers
-    row = layers.index(here.layer) if here.layer in layers else 0
-    width = scene.store.sites[row].n_experts
-    expert = here.expert if here.expert is not None else 0
-    if do == "full":
-        return here.go(full=None if here.full == view else view or None)
-    if do in ("next-expert", "previous-expert"):
-        step = 1 if do == "next-expert" else -1
-        to = (expert + step) % width if here.expert is not None and here.layer is not None else 0
-        return here.go(layer=layers[row], expert=to)
-    if do in ("next-layer", "previous-layer"):
-        row = (row + (1 if do == "next-layer" else -1)) % len(layers) if here.layer is not None else 0
-        kept = None if here.expert is None else min(here.expert, scene.store.sites[row].n_experts - 1)
-        return here.go(layer=layers[row], expert=kept)
-    return here
 
 
 def searched(here: Place, text: str) -> Place:

@@ -114,7 +114,14 @@ def _table(view: TableView) -> Any:
         id=part("grid", view),
         rowModelType="infinite",
         columnDefs=[],
-        defaultColDef={"resizable": True, "sortable": True, "filter": True, "floatingFilter": True, "minWidth": 90},
+        defaultColDef={
+            "resizable": True,
+            "sortable": True,
+            "filter": True,
+            "floatingFilter": True,
+            "minWidth": 90,
+            "flex": 1,
+        },
         dashGridOptions={
             "theme": {"function": "themeOfPage(theme)"},
             "cacheBlockSize": 100,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-from dash import MATCH, Dash, Input, Output, State, no_update
+from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, no_update
 
 from moescope.app import book
 from moescope.app.answers import Pending
@@ -37,6 +37,14 @@ def register(app: Dash, desk: Desk) -> None:
         if found is None:
             return [no_update, {"display": "none"}, *words]
         return [definitions(view, found), {"height": f"{view.height}px", "width": "100%"}, *words]
+
+    # What is shown has changed: the rows that the browser holds are no longer its rows.
+    app.clientside_callback(
+        ClientsideFunction("moescope", "refill"),
+        Output(one("grid"), "className"),
+        Input(one("grid"), "columnDefs"),
+        State(one("grid"), "id"),
+    )
 
     @app.callback(
         Output(one("grid"), "getRowsResponse"),

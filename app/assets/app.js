@@ -57,6 +57,11 @@ window.dash_clientside = window.dash_clientside || {};
       const data = found.map((value) => ({ value: String(value), label: String(value) }));
       return JSON.stringify(data) === JSON.stringify(now) ? same() : data;
     },
+    refill: function (columns, id) {
+      if (columns && columns.length)
+        window.dash_ag_grid.getApiAsync(id).then((api) => window.setTimeout(() => api.isDestroyed() || api.purgeInfiniteCache(), 30));
+      return "panel-grid";
+    },
     theme: function (clicks, now) {
       const system = window.matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
       const turned = window.dash_clientside.callback_context.triggered.some((t) => t.prop_id === "theme-switch.n_clicks" && t.value);

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from moescope.app.pages.expert import EXPERT
 from moescope.app.pages.lab import LAB
 from moescope.app.pages.overview import OVERVIEW
 from moescope.app.views import Page
 
-ALL: tuple[Page, ...] = (OVERVIEW, LAB)
+ALL: tuple[Page, ...] = (
+    OVERVIEW,
+    EXPERT,
+    LAB,
+)

@@ -103,7 +103,28 @@ def cards_of_layer(
 
 
 def _card(found: xr.Dataset, row: int, expert: int, tokens: list[TopToken], stretches: list[Example]) -> Card:
-    names = [name if name.startswith("L") else f"L{name}" for name in _names(found)]
+    part = found.isel(layer=row, expert=expert)
+    values = {str(name): part[name].item() for name in part.data_vars if not part[name].dims and name != "exists"}
+    return Card(
+        layer=int(found["layer"].values[row]),
+        expert=expert,
+        name=f"{_written(found)[row]}E{expert}",
+        values=values,
+        **neighbours(found, str(found["site"].values[row]), expert),
+        tokens=tuple(tokens),
+        examples=tuple(stretches),
+        absent=absent(found),
+    )
+
+
+def neighbours(found: xr.Dataset, site: str, expert: int) -> dict[str, tuple[tuple[str, float], ...]]:
+    """Predecessors, successors (name, lift) and similar experts (name, similarity) of one expert, strongest first.
+
+    Args:
+        found: an atlas, which names only those that stand against their null.
+        site: key of the expert's site; expert: its number.
+    """
+    row, names = [str(key) for key in found["site"].values].index(site), _written(found)
     part = found.isel(layer=row, expert=expert)
 
     def near(name: str, worth: str, step: int) -> tuple[tuple[str, float], ...]:
@@ -112,20 +133,22 @@ def _card(found: xr.Dataset, row: int, expert: int, tokens: list[TopToken], stre
         pairs = zip(part[name].values, part[worth].values, strict=True)
         return tuple((f"{names[row + step]}E{int(e)}", float(value)) for e, value in pairs if np.isfinite(e))
 
-    values = {str(name): part[name].item() for name in part.data_vars if not part[name].dims and name != "exists"}
-    absent = str(found.attrs["absent"])
-    return Card(
-        layer=int(found["layer"].values[row]),
-        expert=expert,
-        name=f"{names[row]}E{expert}",
-        values=values,
-        predecessors=near("predecessor", "predecessor_lift", -1),
-        successors=near("successor", "successor_lift", 1),
-        similar=near("similar", "similarity", 0),
-        tokens=tuple(tokens),
-        examples=tuple(stretches),
-        absent={} if absent == "none" else dict(part.split(": ", 1) for part in absent.split("; ")),
-    )
+    return {
+        "predecessors": near("predecessor", "predecessor_lift", -1),
+        "successors": near("successor", "successor_lift", 1),
+        "similar": near("similar", "similarity", 0),
+    }
+
+
+def absent(found: xr.Dataset) -> dict[str, str]:
+    """Parts that an atlas lacks -> why its store does not tell them."""
+    words = str(found.attrs["absent"])
+    return {} if words == "none" else dict(part.split(": ", 1) for part in words.split("; "))
+
+
+def _written(found: xr.Dataset) -> list[str]:
+    """Each layer as people write it before an expert: "L3", or its site's key."""
+    return [name if name.startswith("L") else f"L{name}" for name in _names(found)]
 
 
 def _names(found: xr.Dataset) -> list[str]:

@@ -43,10 +43,17 @@ class TopToken:
 
 @dataclass(frozen=True)
 class ExampleToken:
-    """One token of an example: its text, and the expert's routing weight there, None where it was not selected."""
+    """One token of an example.
+
+    Attributes:
+        text: its text.
+        weight: the expert's routing weight there, None where it was not selected.
+        offset: rows of the store that it is behind the example's first.
+    """
 
     text: str
     weight: float | None
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Example:
 
     Attributes:
         document: its number; id: its own id, if it has one; source: the file it came from.
-        position: position in its context of the first token shown.
+        position: position in its context of the first token shown; row: its row of the store.
         tokens: the stretch.
         cut_before, cut_after: whether the context goes on before and after it.
     """
@@ -64,6 +71,7 @@ class Example:
     id: str | None
     source: str
     position: int
+    row: int
     tokens: tuple[ExampleToken, ...]
     cut_before: bool
     cut_after: bool
@@ -264,14 +272,16 @@ def _example(
         if not piece and shown:
             # The second half of a character that two tokens share: show its weight on the character.
             held = shown[-1]
-            shown[-1] = ExampleToken(held.text, value if held.weight is None else max(held.weight, value or 0.0))
+            both = value if held.weight is None else max(held.weight, value or 0.0)
+            shown[-1] = ExampleToken(held.text, both, held.offset)
         else:
-            shown.append(ExampleToken(piece, value))
+            shown.append(ExampleToken(piece, value, offset))
     return Example(
         document=document,
         id=about["id"],
         source=about["source"] or "",
         position=int(rows[0]["position"]),
+        row=shard.offset + start,
         tokens=tuple(shown),
         cut_before=bool(start > 0 and sequence[start - 1] == sequence[start]),
         cut_after=bool(stop < sequence.size and sequence[stop] == sequence[stop - 1]),

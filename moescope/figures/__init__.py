@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from moescope.figures.criteria import criteria_effects, super_expert_effects
     from moescope.figures.domains import domain_specialisation
     from moescope.figures.effects import effect, expert_effects
-    from moescope.figures.expert_labels import expert_labels
     from moescope.figures.first_token import attention_sinks
     from moescope.figures.forgetting import relearning, unlearning, unlearning_progress
     from moescope.figures.grids import layer_expert_grid, margins
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from moescope.figures.outliers import super_experts
     from moescope.figures.pathways import paths
     from moescope.figures.placements import placement
+    from moescope.figures.preferences import expert_labels
     from moescope.figures.risk import risk_difference, risk_difference_between
     from moescope.figures.segments import consistency
     from moescope.figures.series import fluctuation
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from moescope.figures.whatif import what_if
 
 _HOME = {
-    "expert_labels": "expert_labels",
+    "expert_labels": "preferences",
     "balance": "balances",
     "layer_expert_grid": "grids",
     "margins": "grids",
