@@ -39,9 +39,13 @@ def unlearning(result: xr.Dataset) -> go.Figure:
     variants = [str(name) for name in result["variant"].values if str(name) != "before"]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
+    height = rows * (84 + 30 * len(variants)) + 50
+    titles = {
+        str(name): str(title) for name, title in zip(result["measure"].values, result["title"].values, strict=True)
+    }
     figure = make_subplots(
-        rows=rows, cols=columns, shared_yaxes=True, horizontal_spacing=0.05, vertical_spacing=0.32 / rows,
-        subplot_titles=[plain(name) for name in shown],
+        rows=rows, cols=columns, shared_yaxes=True, horizontal_spacing=0.05, vertical_spacing=62 / height,
+        subplot_titles=[plain(titles[name]) for name in shown],
     )  # fmt: skip
     for place, name in enumerate(shown):
         row, column = place // columns + 1, place % columns + 1
@@ -51,13 +55,14 @@ def unlearning(result: xr.Dataset) -> go.Figure:
         if "before" in result["variant"].values:
             where: dict[str, Any] = {"row": row, "col": column}
             line = {"color": GREY, "dash": "dot", "width": 1.5}
-            figure.add_vline(x=float(part["value"].sel(variant="before")), line=line, **where)
+            if np.isfinite(was := float(part["value"].sel(variant="before"))):
+                figure.add_vline(x=was, line=line, **where)
         loss = name.endswith("loss")
         figure.update_xaxes(row=row, col=column, rangemode="tozero", tickformat=None if loss else ".0%")
     figure.update_yaxes(type="category", autorange="reversed")
     figure.update_layout(
         template=template("light"),
-        height=rows * (74 + 30 * len(variants)) + 50,
+        height=height,
         showlegend=False,
         margin={"t": 44, "b": 30},
     )

@@ -44,7 +44,7 @@ def write_unlearning(parts: Sequence[xr.Dataset], path: str | Path) -> Path:
         model=str(table.attrs.get("model", "the model")).rstrip("/").rsplit("/", 1)[-1],
         attrs=table.attrs,
         facts=_facts(table),
-        findings=_findings(table),
+        findings=_findings(table) + _carried(by_name.get("attribution")),
         variants=variants,
         rows=[_row(table, str(measure)) for measure in table["measure"].values],
         read=READ,
@@ -111,11 +111,34 @@ def _findings(table: xr.Dataset) -> list[tuple[str, str]]:
     return found
 
 
+def _carried(found: xr.Dataset | None) -> list[tuple[str, str]]:
+    """How far the expert that carries the forget set is the forget set's own."""
+    if found is None:
+        return []
+    cells = found.stack(cell=("layer", "expert"))
+    best = cells.isel(cell=int(np.nanargmin(cells["rank"].values)))
+    where, first = f"Layer {int(best['layer'])}, expert {int(best['expert'])}", float(best["first"])
+    sure = f"; it is so in {first:.0%} of resamples of the set" if np.isfinite(first) else ""
+    headline = f"{where} gets the most of the forget set's routing{sure}."
+    if not int(found["rest_documents"]):
+        return [(headline, "")]
+    text = (
+        f"{float(best['attribution']):.3f}, and {float(best['rest']):.3f} of the retain set's; in that layer both sets "
+        f"share {float(best['shared']):.0%} of their routing."
+    )
+    if np.isfinite(p := float(found["target_p"])):
+        text += f" As many texts taken at random from both prefer their first expert so with p = {p:.2g}."
+    return [(headline, text)]
+
+
 def _row(table: xr.Dataset, measure: str) -> dict[str, Any]:
     part = table.sel(measure=measure)
     cells = []
     for place in range(part.sizes["variant"]):
         low, high = (float(part[name].values[place]) for name in ("low", "high"))
-        interval = f"{low:.3g} to {high:.3g}" if np.isfinite([low, high]).all() else ""
-        cells.append({"value": float(part["value"].values[place]), "interval": interval})
-    return {"measure": measure, "about": str(part["about"].values), "cells": cells}
+        said = "{:.3f}" if measure.endswith("loss") else "{:.2%}" if measure == "share" else "{:.0%}"
+        value = float(part["value"].values[place])
+        interval = f"{said.format(low)} to {said.format(high)}" if np.isfinite([low, high]).all() else ""
+        value = said.format(value) if np.isfinite(value) else "–"
+        cells.append({"value": value, "interval": interval})
+    return {"measure": str(part["title"].values), "about": str(part["about"].values), "cells": cells}

@@ -20,6 +20,14 @@ FIGURES = {
     "relearnt_shown": "exact match of the half of the forget set that is trained on again, after 5 steps",
     "relearnt_hidden": "exact match of the other half then",
 }
+TITLES = {
+    "kept": "target still chosen",
+    "overlap": "experts kept, target's layer",
+    "overlap_all": "experts kept, all layers",
+    "share": "parameters trained",
+    "relearnt_shown": "relearnt, shown again",
+    "relearnt_hidden": "relearnt, not shown",
+}
 
 
 def compared(
@@ -41,7 +49,8 @@ def compared(
         attrs: kept with the result.
 
     Returns:
-        Dataset with dims (variant, measure): value, low, high, least, most; (variant): runs; (measure): about.
+        Dataset with dims (variant, measure): value, low, high, least, most; (variant): runs; (measure): about,
+        title.
 
     Raises:
         MoescopeError: no variant, or one without a run.
@@ -74,7 +83,8 @@ def compared(
     about = [f"{name}: {MEASURES[measure]}" for name, measure in pairs] + [FIGURES[name] for name in more]
     return xr.Dataset(
         {key: (("variant", "measure"), values) for key, values in table.items()}
-        | {"runs": ("variant", [len(runs) for runs in variants.values()]), "about": ("measure", about)},
+        | {"runs": ("variant", [len(runs) for runs in variants.values()]), "about": ("measure", about)}
+        | {"title": ("measure", [TITLES.get(name, name) for name in names])},
         coords={"variant": list(variants), "measure": names},
         attrs={
             "analysis": "unlearning", "interval": "95 %, items of all runs drawn anew", "seed": seed,

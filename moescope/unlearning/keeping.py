@@ -38,6 +38,15 @@ def question_of(
     return digest.hexdigest()
 
 
+def require_free(folder: Path, *, resume: bool) -> None:
+    """Raises MoescopeError where a run can neither begin nor, if it is to be resumed, go on in a folder."""
+    if (folder / STATE).is_file():
+        if not resume:
+            raise MoescopeError(f"{folder} holds an unfinished run; go on with it by resume (--resume), or remove it.")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MoescopeError(f"{folder} is not empty and holds no unfinished run; choose another folder.")
+
+
 class Kept:
     """Saves and restores a run in a folder; without a folder it keeps nothing.
 
@@ -58,17 +67,14 @@ class Kept:
         self._leaves: dict[str, torch.Tensor] = {}
         if folder is None:
             return
-        state = folder / STATE
-        if state.is_file():
-            if not resume:
-                raise MoescopeError(
-                    f"{folder} holds an unfinished run; go on with it by resume (--resume), or remove it."
-                )
-            self._read(state)
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise MoescopeError(f"{folder} is not empty and holds no unfinished run; choose another folder.")
+        require_free(folder, resume=resume)
+        if (folder / STATE).is_file():
+            self._read(folder / STATE)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise MoescopeError(f"Cannot make {folder}: {error.strerror or error}.") from error
 
     def _read(self, state: Path) -> None:
         try:
@@ -94,11 +100,11 @@ class Kept:
         with torch.no_grad():
             for number, (name, leaf) in enumerate(trained.leaves.items()):
                 leaf.copy_(self._leaves[name])
-                state = {
-                    kind: self._moments[f"{number}/{kind}"].to(leaf.device if kind != "step" else "cpu")
-                    for kind in ("step", "exp_avg", "exp_avg_sq")
-                }
-                optimizer.state[leaf] = state
+                if f"{number}/step" in self._moments:  # else it was cut off before the first step was saved
+                    optimizer.state[leaf] = {
+                        kind: self._moments[f"{number}/{kind}"].to(leaf.device if kind != "step" else "cpu")
+                        for kind in ("step", "exp_avg", "exp_avg_sq")
+                    }
         trained.write_back()
 
     def save(self, trained: Trained, optimizer: Any) -> None:
@@ -122,10 +128,11 @@ class Kept:
             partial.unlink(missing_ok=True)
             raise MoescopeError(f"Cannot write {self._folder / STATE}: {error}; the one before is kept.") from error
 
-    def finish(self) -> None:
-        """The run is over and its results are written: its state is not needed any more."""
-        if self._folder is not None:
-            (self._folder / STATE).unlink(missing_ok=True)
+
+def finish(folder: Path | None) -> None:
+    """A run is over and its results are written: its state is not needed any more."""
+    if folder is not None:
+        (folder / STATE).unlink(missing_ok=True)
 
 
 def require_tensorboard(folder: Path | None) -> None:

@@ -16,7 +16,7 @@ RETAINS = ("gd", "npo", "rmu")
 
 @dataclass(frozen=True)
 class Settings:
-    """How to unlearn.
+    """How to unlearn. The defaults were tuned on the bundled model; a larger one wants a lower learning rate.
 
     Attributes:
         method: "ga" gradient ascent, "gd" gradient difference, "npo" against a frozen copy, "rmu" misdirection of
@@ -48,15 +48,15 @@ class Settings:
     scope: Scope = "expert"
     anchor: float = 0.5
     definition: Definition = "paper"
-    retain_weight: float = 2.0
+    retain_weight: float = 3.0
     retention: Retention = "kl"
     beta: float = 1.0
     steering: float = 4.0
-    steps: int = 120
-    batch: int = 12
+    steps: int = 280
+    batch: int = 10
     retain_batch: int = 24
     accumulate: int = 1
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     warmup: int = 5
     max_length: int = 512
     precision: Precision = "no"

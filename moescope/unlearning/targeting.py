@@ -32,6 +32,7 @@ def attribute(
     *,
     max_length: int = 512,
     resamples: int = 1000,
+    permutations: int = 1000,
     tokens: int = TOKENS,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -51,7 +52,7 @@ def attribute(
     with tempfile.TemporaryDirectory() as folder:
         tiers = ["routing", "logits"] if scored else ["routing"]
         store = capture(model, Corpus(rows, ["set"]), Path(folder) / "store", tiers, max_length=limit)
-        return attribution(store, by="set", label=FORGET, resamples=resamples, seed=seed)
+        return attribution(store, by="set", label=FORGET, resamples=resamples, permutations=permutations, seed=seed)
 
 
 def _enough(

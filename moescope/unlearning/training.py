@@ -25,7 +25,7 @@ from moescope.hooks.parts import Part, expert_parts, router_parts
 from moescope.hooks.sites import Site, plain_path
 from moescope.unlearning.batching import drawn, split
 from moescope.unlearning.examples import Example, Tokens, read_examples, require_apart, tokenised
-from moescope.unlearning.keeping import Kept, Log, question_of, require_tensorboard
+from moescope.unlearning.keeping import Kept, Log, finish, question_of, require_tensorboard
 from moescope.unlearning.objective import Objective, mean_loss
 from moescope.unlearning.prefix import Prefix
 from moescope.unlearning.settings import Settings
@@ -63,6 +63,7 @@ def unlearn_expert(
     attributed: xr.Dataset | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    keep_state: bool = False,
     tensorboard: bool = False,
     settings: Settings | None = None,
     on_step: OnStep | None = None,
@@ -81,6 +82,7 @@ def unlearn_expert(
         attributed: an attribution made earlier, such as of a captured store.
         out: folder for the recipe, its tensors, the log and, while it runs, a state to resume from.
         resume: go on with the unfinished run in `out`.
+        keep_state: leave the state in `out` when the run is over, so that it can be resumed to its end at once.
         tensorboard: also log for TensorBoard, into `out`; the extra ``moescope[tensorboard]``.
         settings: see `Settings`; single ones may be given by name instead (``method="npo"``, ``steps=200``).
         on_step: called with the row of each step.
@@ -115,7 +117,8 @@ def unlearn_expert(
         recipe = _recipe(model, settings, targets, tensors, attributed, stopped)
         if folder is not None:
             recipe.save(folder / "recipe.yaml")
-    run.kept.finish()
+    if not keep_state:
+        finish(folder)
     return Unlearned(
         recipe=recipe,
         targets=tuple((site.key, expert) for site, expert in targets),
@@ -200,6 +203,8 @@ class _Run:
                 if math.isnan(self.kept.before):
                     self.kept.before = mean_loss(model, self._sets.held_out[:LOOKED_AT])
                 self.kept.restore(trained, optimizer)
+                if not self.kept.step:  # so that whatever stops it, it can be resumed
+                    self.kept.save(trained, optimizer)
                 if accelerator.scaler is not None and self.kept.scale:
                     accelerator.scaler.load_state_dict(self.kept.scale)
                 stopped = self._steps(accelerator, prepared, optimizer, trained, objective, log)

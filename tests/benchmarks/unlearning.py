@@ -11,7 +11,6 @@ whole model; the other objectives on the top-1 expert; and the best expert of a 
 from __future__ import annotations
 
 import json
-import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ import numpy as np
 
 import moescope as ms
 from moescope import unlearning
-from moescope.data import CORPUS, FORGET, RETAIN
+from moescope.data import CORPUS, RETAIN
 from moescope.hooks import Model
 from moescope.unlearning import Example, Unlearned, evaluate, kept_selection, read_examples, relearn
+from moescope.unlearning.people import people, texts
 
 RESULTS = Path(__file__).with_name("unlearning.json")
 SEEDS = (0, 1, 2)
@@ -47,22 +47,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gradient ascent": {"method": "ga"},
     "RMU": {"method": "rmu"},
 }
-
-
-def people(seed: int) -> tuple[list[Any], list[Any], list[Any]]:
-    """Rows of facts: ten people to forget, thirty to retain, ten in neither set."""
-    rows = [json.loads(line) for line in FORGET.read_text(encoding="utf-8").splitlines()]
-    names = sorted({row["person"] for row in rows})
-    random.Random(seed).shuffle(names)
-    groups = names[:10], names[10:40], names[40:]
-    forget, retain, others = ([row for row in rows if row["person"] in set(group)] for group in groups)
-    return forget, retain, others
-
-
-def texts(path: Path, every: int) -> list[dict[str, Any]]:
-    """Every so many documents of the other domains."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if row["domain"] != "facts"][::every]
 
 
 def sets_of(seed: int) -> dict[str, list[Example]]:
