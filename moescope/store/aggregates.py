@@ -36,7 +36,7 @@ def cached(
     A folder that cannot be written costs the saving, not the result.
 
     Raises:
-        StoreError: `name` is not a plain word, or `params` are not plain JSON values.
+        StoreError: `name` is not a plain word, `params` are not plain JSON values, or the store is gone.
     """
     table = kept(folder, store_id, shards, name, params)
     if table is None:
@@ -93,7 +93,12 @@ def _key(store_id: str, shards: Sequence[Path], name: str, params: Mapping[str, 
         raise StoreError(f"an aggregate's name is letters, digits, - and _ (at most 64), not {name!r}.")
     digest = hashlib.blake2b(digest_size=16)
     for shard in shards:
-        digest.update((shard / COMMIT).read_bytes())
+        try:
+            digest.update((shard / COMMIT).read_bytes())
+        except OSError as error:
+            raise StoreError(
+                f"{shard}/{COMMIT} cannot be read ({error.strerror}): is the store still there?"
+            ) from error
     try:
         return json.dumps([COUNTED_AS, store_id, digest.hexdigest(), name, dict(params)], sort_keys=True).encode()
     except TypeError as error:

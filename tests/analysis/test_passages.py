@@ -1,6 +1,8 @@
 """Passages, one token through all layers, lists of documents and of occurrences: against reading all there is."""
 
 import random
+import shutil
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -217,3 +219,22 @@ def test_contents_are_forgotten_with_their_store(cut):
     del store
     gc.collect()
     assert gone() is None
+
+
+def test_a_store_deleted_under_its_reader_says_so(cut, tmp_path):
+    shutil.copytree(cut[2].path, tmp_path / "s")
+    for asked in (
+        lambda store: analysis.passage(store, 3, 0),
+        lambda store: analysis.find_documents(store),
+        lambda store: analysis.token_routing(store, 5),
+        lambda store: analysis.token_occurrences(store, 1),
+        lambda store: analysis.load(store),
+    ):
+        first, again = (Store.open(shutil.copytree(tmp_path / "s", tmp_path / name)) for name in ("first", "again"))
+        asked(again)
+        for store in (first, again):
+            shutil.rmtree(store.path)
+        with pytest.raises(StoreError):
+            asked(first)
+        with suppress(StoreError):  # what is held in memory may still be shown; nothing else is raised
+            asked(again)
