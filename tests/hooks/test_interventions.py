@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,13 @@ WEIGHED = ["qwen2_moe", "qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "glm4_
            "olmoe", "jamba", "minimax", "nemotron_h", "lfm2_moe", "hunyuan_v1_moe", "afmoe", "llama4", "jetmoe",
            "old_mixtral", "old_qwen2_moe", "longcat_flash", "dbrx"]  # fmt: skip
 EXPERT = 2
+
+
+@functools.lru_cache(maxsize=4)
+def looked_at(name: str) -> tuple[Model, SiteReading]:
+    """A family's shared model and what its first site reads unedited: made once for all kinds of edits."""
+    model = wrap(shared(name), name=name)
+    return model, reading(model, model.sites[0])
 
 
 def batch_of(model: Model) -> torch.Tensor:
@@ -88,10 +96,9 @@ def chosen(semantics: Semantics, kind: str, logits: torch.Tensor) -> tuple[torch
 @pytest.mark.parametrize("kind", ["mask", "remove", "promote", "demote", "logit"])
 @pytest.mark.parametrize("name", CHOOSING)
 def test_selection_goes_through_the_familys_own_rule(name: str, kind: str) -> None:
-    model = wrap(shared(name), name=name)
+    model, plain = looked_at(name)
     site = model.sites[0]
     semantics = model.semantics[site.key]
-    plain = reading(model, site)
     act = Act("scale", (EXPERT,), 3.0, "logit") if kind == "logit" else Act(kind, (EXPERT,))  # type: ignore[arg-type]
     with Live(model, {site.key: [act]}):
         got = reading(model, site)

@@ -152,7 +152,9 @@ ROWS = [
         "inkling2",
         "Inkling2ForConditionalGeneration",
         _composite(
-            LOCAL | INKLING_ATTENTION | {"route_scale": 1.5, "mlp_gate_softcap": 0.5, "mlp_up_softcap": 0.7},
+            LOCAL
+            | INKLING_ATTENTION
+            | {"route_scale": 1.5, "mlp_gate_softcap": 0.5, "mlp_up_softcap": 0.7, "unpadded_vocab_size": 99},
             vision_config=VISION | {"text_hidden_size": 32, "patch_size": 4, "projection_hidden_dim": 16},
         ),
         replace(SIGMOID_BIAS, epsilon=1e-20, scale="route_scale"),
