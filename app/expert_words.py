@@ -126,3 +126,8 @@ def _expert_of(finding: Finding, scene: Scene) -> Place | None:
     if layer is None or expert is None or str(layer) not in scene.layers:
         return None
     return scene.place.go(page="expert", layer=str(layer), expert=int(expert), full=None)
+
+
+def visible(text: str) -> str:
+    """A token's text with its blanks seen."""
+    return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")

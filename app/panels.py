@@ -119,11 +119,11 @@ def _table(view: TableView) -> Any:
             "sortable": True,
             "filter": True,
             "floatingFilter": True,
-            "minWidth": 90,
+            "minWidth": 76,
             "flex": 1,
         },
         dashGridOptions={
-            "theme": {"function": "themeOfPage(theme)"},
+            "theme": {"function": "themeOfPage(themeQuartz)"},
             "cacheBlockSize": 100,
             "maxBlocksInCache": 20,
             "rowSelection": {"mode": "singleRow", "checkboxes": False, "enableClickSelection": True},

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from moescope.app.pages.expert import EXPERT
 from moescope.app.pages.lab import LAB
+from moescope.app.pages.outliers import OUTLIERS
 from moescope.app.pages.overview import OVERVIEW
 from moescope.app.views import Page
 
 ALL: tuple[Page, ...] = (
     OVERVIEW,
     EXPERT,
+    OUTLIERS,
     LAB,
 )

@@ -16,7 +16,7 @@ from moescope.analysis.counts import labelling
 from moescope.analysis.labelled import table
 from moescope.analysis.summary import Finding
 from moescope.app.aria import named
-from moescope.app.expert_words import atlas_of, listed, result_of, results_of_expert, where_of
+from moescope.app.expert_words import atlas_of, listed, result_of, results_of_expert, visible, where_of
 from moescope.app.links import goes, to
 from moescope.app.place import Place
 from moescope.app.scene import Scene
@@ -153,11 +153,6 @@ def _tokens(scene: Scene) -> pd.DataFrame:
 def _to_text(place: Place, row: dict[str, Any]) -> Place | None:
     words = str(row.get("text") or "").strip()
     return place.go(page="text", find=words, doc=None, full=None) if words else None
-
-
-def visible(text: str) -> str:
-    """A token's text with its blanks seen."""
-    return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
 
 
 def _contexts(scene: Scene) -> Any:

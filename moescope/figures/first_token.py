@@ -62,9 +62,11 @@ def attention_sinks(result: xr.Dataset) -> go.Figure:
         heads = expert_axis(result.rename(head="expert"), title={"text": "head"})
         figure.update_xaxes(heads, row=1, col=1)
     else:
+        # An empty trace: without one plotly draws neither the axis nor the words.
+        figure.add_trace(go.Scatter(x=[None] * len(names), y=names, hoverinfo="skip"), row=1, col=1)
         words = {"text": "captured without sinks", "x": 0.5, "y": 0.5, "xref": "x domain", "yref": "y domain"}
         figure.add_annotation(words)
-        figure.update_xaxes(visible=False, row=1, col=1)
+        figure.update_xaxes(showticklabels=False, showgrid=False, row=1, col=1)
     places = np.stack([result[name].values for name in ("jump", "token_id", "position", "channel")], axis=-1)
     figure.add_trace(
         go.Bar(
@@ -88,14 +90,16 @@ def attention_sinks(result: xr.Dataset) -> go.Figure:
     axis: dict[str, Any] = layer_axis(result)
     figure.update_yaxes(axis, row=1, col=1)
     figure.update_yaxes(axis | {"title": {"text": ""}}, row=1, col=2)
+    low = float(result["uniform"]) if np.isfinite(result["uniform"]) else 0.0
     figure.update_layout(
         template=template("light"),
         height=130 + height,
         showlegend=False,
         bargap=0.35,
         coloraxis={
-            "colorscale": template().layout.colorscale.sequential,  # pyright: ignore
-            "cmin": float(result["uniform"]) if np.isfinite(result["uniform"]) else 0.0,
+            "cmin": low,
+            # Given too: with one end alone plotly finds both for itself.
+            "cmax": max(float(np.nanmax(result["share"].values, initial=0.0)), low + 0.01),
             "colorbar": {"tickformat": ".0%", "x": 1.02, "outlinewidth": 0, "thickness": 10} | colour_bar(height),
         },
     )
