@@ -86,7 +86,8 @@ def _clicked(place: Place, point: dict[str, Any]) -> Place | None:
     about = point.get("customdata")
     if not isinstance(about, list) or len(about) not in (3, 4):
         return None
-    layer, expert = (about[0], about[1]) if len(about) == 4 else (point.get("x"), about[0])
+    layer: Any = about[0] if len(about) == 4 else point.get("x")
+    expert: Any = about[-3]
     try:
         return place.go(layer=str(int(layer)), expert=int(expert))
     except (TypeError, ValueError):
