@@ -85,17 +85,15 @@ def common(scene: Scene) -> list[Any]:
     store = scene.store
     widest = max(site.n_experts for site in store.sites)
     found = [
-        select("layer", "Layer", [(name, name) for name in scene.layers], width=104, placeholder="all"),
-        select("expert", "Expert", [(str(e), str(e)) for e in range(widest)], width=92, placeholder="all"),
+        select("layer", "Layer", [(name, name) for name in scene.layers], width=82, placeholder="all"),
+        select("expert", "Expert", [(str(e), str(e)) for e in range(widest)], width=82, placeholder="all"),
     ]
     if store.labels:
         first = store.labels[0]
-        found.append(select("by", "Label", [(name, name) for name in store.labels], first, width=120))
-        found.append(select("label", "Value", [], width=150, placeholder="all"))
-    found.append(
-        select("phase", "Phase", [("prefill", "prefill"), ("decode", "decode")], width=104, placeholder="both")
-    )
-    found.append(select("slice", "Slice", [], width=140, placeholder="all documents"))
+        found.append(select("by", "Label", [(name, name) for name in store.labels], first, width=104))
+        found.append(select("label", "Value", [], width=116, placeholder="all"))
+    found.append(select("phase", "Phase", [("prefill", "prefill"), ("decode", "decode")], width=88, placeholder="both"))
+    found.append(select("slice", "Slice", [], width=104, placeholder="all"))
     return found
 
 
