@@ -66,7 +66,9 @@ def coactivation(
         Dataset with dims (layer, expert, other): count (tokens with both), conditional = P(other | expert), expected
         (of conditional: see `attrs["null"]`), lift, lift_low, lift_high, p (two-sided), q (Benjamini-Hochberg over
         unordered pairs of all layers); (layer, expert): active (tokens), exists; (layer): tokens. NaN on the diagonal
-        and for experts never selected; lift is NaN where nothing is expected, as in layers with one expert a token.
+        and for experts never selected; lift is NaN where nothing is expected, as in layers with one expert a token; p
+        and q are NaN for pairs that never meet, whose lift is 0 whichever documents are left out: the jackknife has no
+        spread to judge it by. Read their `expected` instead, which says how often they should have met.
 
     Raises:
         MoescopeError: an unknown definition or layer, or nothing left to count.
@@ -111,7 +113,10 @@ def coactivation(
         interval=INTERVAL if documents.size > 1 else "none: one document alone shows no spread between documents",
     )
     attrs |= {"padding": PADDING, "table": ", ".join(pair), "table_order": "lift"}
-    attrs["undefined"] = "NaN on the diagonal and for experts never selected; lift also where a token has one expert"
+    attrs["undefined"] = (
+        "NaN on the diagonal and for experts never selected; lift also where a token has one expert; p and q for pairs "
+        "that never meet (count 0): lift is 0 without any of the groups too, so that a jackknife has no spread"
+    )
     attrs["family"] = f"q: all {int(tested.sum())} defined unordered pairs of this result"
     return xr.Dataset(variables, coords=axis.coordinates() | {"other": np.arange(widest)}, attrs=attrs)
 

@@ -286,7 +286,7 @@ def _matched(
     return result.assign(matched_documents=("label", null.matched))
 
 
-def cognitive_experts(result: xr.Dataset, top: int = 2) -> list[tuple[int, int, float]]:
+def cognitive_experts(result: xr.Dataset, top: int = 2) -> list[tuple[int | str, int, float]]:
     """RICE's cognitive experts: the `top` of the whole model by nPMI with the thinking markers.
 
     Args:
@@ -294,7 +294,8 @@ def cognitive_experts(result: xr.Dataset, top: int = 2) -> list[tuple[int, int, 
         top: the paper takes 2.
 
     Returns:
-        (layer, expert, nPMI), the highest first.
+        (layer, expert, nPMI), the highest first; the layer as edits name it: its number, or its site's key, such as
+        "L003-mlp", where layers have two routers.
 
     Raises:
         MoescopeError: the result is not about markers.
@@ -305,7 +306,9 @@ def cognitive_experts(result: xr.Dataset, top: int = 2) -> list[tuple[int, int, 
     flat, width = value.values.ravel(), value.sizes["expert"]
     known = np.flatnonzero(~np.isnan(flat))
     best = known[np.argsort(-flat[known], kind="stable")[:top]]
-    return [(int(value["layer"].values[i // width]), int(i % width), float(flat[i])) for i in best]
+    number, site = value["layer"].values, value["site"].values
+    names = [int(n) for n in number] if np.unique(number).size == number.size else [str(key) for key in site]
+    return [(names[i // width], int(i % width), float(flat[i])) for i in best]
 
 
 MARKERS_QUESTION = Analysis(

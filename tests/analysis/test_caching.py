@@ -81,6 +81,14 @@ def test_one_stack_is_every_cache(ids, policy, random):
         assert found.hits([size])[0, 0] == hits + cold
 
 
+@pytest.mark.parametrize(
+    ("ids", "hits"), [([0, 1, 2, 1], 1), ([0, 1, 2, 0], 0), ([0, 0, 1, 2, 0], 2), ([0, 0, 1, 2, 1], 1)]
+)
+def test_lfu_keeps_the_one_used_most_and_of_equals_the_one_used_last(ids, hits):
+    """Two places, by hand: 0 and 1 are equal when 2 comes, and 0 goes; used twice, it stays and 1 goes."""
+    assert replay_ids(np.array(ids)[:, None], 3, "lfu").hits([2], full=False)[0, 0] == hits
+
+
 def optimum(tokens, size):
     """The most hits any cache can have that holds the whole token after each: over all ways to evict."""
     states = {frozenset(): 0}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -110,6 +111,10 @@ def test_position_explains_what_is_the_places_and_not_what_is_the_markers(tmp_pa
     assert int(by_place["matched_documents"]) == int(by_place["documents"]) == 30
     result = analysis.npmi_markers(store, ["<think>"], permutations=100, resamples=0)
     assert {expert for _, expert, _ in analysis.cognitive_experts(result)} == {1, 2}
+    twice = xr.concat([result, result * 0], "layer", data_vars="all")  # as if layer 0 had two routers
+    twice = twice.assign_coords(site=("layer", ["L000-mlp", "L000-attention"])).assign_attrs(result.attrs)
+    named = analysis.cognitive_experts(twice)
+    assert [layer for layer, _, _ in named] == ["L000-mlp"] * 2
     recipe = Recipe.from_cognitive_experts(result)
     assert {edit.expert for edit in recipe.edits} == {(1,), (2,)}
     assert {edit.factor for edit in recipe.edits} == {64.0}

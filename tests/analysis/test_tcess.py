@@ -81,6 +81,20 @@ def test_a_filter_keeps_the_documents_it_names_and_no_others(tmp_path):
     np.testing.assert_allclose(some["overall"].where(some["exists"], 0), mean, atol=1e-12)
 
 
+def test_a_filter_gives_what_the_store_of_these_documents_alone_gives(tmp_path):
+    truth = function_stores.random_truth(np.random.default_rng(3), 9, (5, 3), k=2, longest=20)
+    whole = function_stores.write(tmp_path / "whole", truth, cuts=3, labels=list("abcabcabc"))
+    rows = np.flatnonzero(truth.document % 3 != 1)
+    values = {name: [each[rows] for each in of] for name, of in vars(truth).items() if isinstance(of, list)}
+    number = np.cumsum(np.arange(9) % 3 != 1) - 1  # documents numbered anew, cut into other shards
+    kept = function_stores.Truth(document=number[truth.document[rows]], position=truth.position[rows], **values)
+    alone = function_stores.write(tmp_path / "alone", kept, cuts=2, labels=list("acacac"))
+    some = analysis.tcess(whole, where={"domain": ["a", "c"]}, permutations=50, resamples=30)
+    only = analysis.tcess(alone, permutations=50, resamples=30)
+    for name in set(some.data_vars) - {"seconds"}:
+        np.testing.assert_allclose(some[name].values.astype(float), only[name].values.astype(float), atol=1e-12)
+
+
 def test_mistakes_are_named(tmp_path):
     truth = function_stores.random_truth(np.random.default_rng(0), 6, (4, 3), k=2, longest=9)
     store = function_stores.write(tmp_path / "s", truth, labels=list("ababab"))
