@@ -43,7 +43,9 @@ class Place:
         start: the first token of a long document that is shown.
         other: the second store of a comparison (`with=` in the URL).
         recipe: edits, as `moescope.app.recipes` writes them.
-        question: one analysis by name, where a page offers several.
+        question: one analysis by name, where a page offers several; options: its parameters, `name:value;name:value`.
+        alike: by what experts stand near each other on a map; paint: what points are coloured by, ink: those of tokens.
+        only: the one group of a map that is not faint, "layer 3" or a label's value.
         neighbour: the other layer of a pair.
         devices, group: devices and (of replication) redundant slots of a placement.
         find: what is searched for.
@@ -78,6 +80,11 @@ class Place:
     other: str | None = None
     recipe: str | None = None
     question: str | None = None
+    options: str | None = None
+    alike: str | None = None
+    paint: str | None = None
+    ink: str | None = None
+    only: str | None = None
     neighbour: str | None = None
     devices: int | None = None
     group: str | None = None
@@ -103,6 +110,8 @@ class Place:
             return replace(kept, **({"page": "overview"} | changes if self.page == "shelf" else changes))
         if "by" in changes and changes["by"] != self.by:
             changes = {"label": None} | changes
+        if "question" in changes and changes["question"] != self.question:
+            changes = {"options": None} | changes
         if "doc" in changes and changes["doc"] != self.doc:
             changes = {"token": None, "step": None, "start": None} | changes
         return replace(self, **changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, no_update
 
@@ -80,12 +81,22 @@ def definitions(view: TableView, frame: pd.DataFrame) -> list[dict[str, Any]]:
         }
         if number:
             column["type"] = "rightAligned"
+            if view.columns is None and pd.api.types.is_float_dtype(frame[name]):
+                form = _format(frame[name])
             if form:
                 column["valueFormatter"] = {
                     "function": f"params.value == null ? '' : d3.format('{form}')(params.value)"
                 }
         found.append(column)
     return found
+
+
+def _format(values: Any) -> str:
+    """Whole numbers whole, large ones with one decimal, others with four digits that count."""
+    held = values[np.isfinite(values)]
+    if (held == held.round()).all():
+        return ",.0f"
+    return ",.1f" if held.abs().max() >= 1e4 else ".4~g"
 
 
 def arranged(frame: Any, filters: Any, order: Any) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moescope.app.pages.expert import EXPERT
+from moescope.app.pages.analyses import ANALYSES
 from moescope.app.pages.lab import LAB
 from moescope.app.pages.outliers import OUTLIERS
 from moescope.app.pages.overview import OVERVIEW
@@ -14,3 +15,4 @@ ALL: tuple[Page, ...] = (
     OUTLIERS,
     LAB,
 )
+ALL: tuple[Page, ...] = (OVERVIEW, LAB, ANALYSES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,17 @@ class Analysis:
     parameters: tuple[Parameter, ...]
     tier: str
     inputs: tuple[str, ...] = ("store",)
+
+    @property
+    def reading(self) -> str:
+        """How to read the answer, in the words of the function's docstring; "" if it does not say."""
+        words = inspect.getdoc(self.run) or ""
+        return " ".join(words.partition("How to read it:")[2].strip().split("\n\n")[0].split())
+
+    @property
+    def filters(self) -> bool:
+        """It can count some documents only: `run` takes `where`."""
+        return "where" in inspect.signature(self.run).parameters
 
 
 SEED = Parameter("seed", int, 0, "seed of the random draws behind the null")

@@ -69,7 +69,7 @@ def _command(analysis: Analysis) -> Callable[..., None]:
 
     signature = [_argument(name) for name in analysis.inputs]
     signature += [_option(p.name, _type(p), p.default, _sentence(p)) for p in analysis.parameters]
-    if "where" in inspect.signature(analysis.run).parameters:
+    if analysis.filters:
         signature.append(_option("where", list[str], None, "Only documents with label=value; repeat for several."))
     signature += [_option(key, *rest) for key, rest in OUTPUTS.items()]
     command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
@@ -130,6 +130,8 @@ def _argument(name: str) -> inspect.Parameter:
 
 def _option(name: str, kind: Any, default: Any, text: str) -> inspect.Parameter:
     flag = f"--{name.replace('_', '-')}"
+    if kind is bool and default:
+        flag = f"{flag}/--no-{flag[2:]}"  # what is on by itself needs a way to be off
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -150,9 +152,7 @@ def _sentence(parameter: Parameter) -> str:
 
 def _help(analysis: Analysis) -> str:
     """The question, and the docstring's own words on how to read the answer."""
-    words = inspect.getdoc(analysis.run) or ""
-    reading = words.partition("How to read it:")[2].strip().split("\n\n")[0]
-    return analysis.help + (f"\n\nHow to read it: {reading}" if reading else "")
+    return analysis.help + (f"\n\nHow to read it: {analysis.reading}" if analysis.reading else "")
 
 
 def _show(result: xr.Dataset, rows: str | None, json: bool, csv: Path | None, html: Path | None) -> None:
