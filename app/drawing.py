@@ -48,12 +48,13 @@ def register(app: Dash, desk: Desk) -> None:
     @app.callback(Output(graph, "figure"), Output(graph, "style"), *said("figure"), *asked("figure"))
     def _figure(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
         drawn, words = _drawn(book.view(name["view"]), desk, wanted, act, place, theme, job)
+        words = once_more(words, ticks)
         return (no_update, _HIDDEN, *words) if drawn is None else (drawn, _SHOWN, *words)
 
     @app.callback(Output({"type": "body", "of": "block", "view": MATCH}, "children"), *said("block"), *asked("block"))
     def _block(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
         drawn, words = _drawn(book.view(name["view"]), desk, wanted, act, place, theme, job)
-        return (drawn, *words)
+        return (drawn, *once_more(words, ticks))
 
 
 def asked(of: str) -> list[Any]:
@@ -78,7 +79,17 @@ def said(of: str) -> list[Any]:
     def one(kind: str) -> dict[str, Any]:
         return {"type": kind, "of": of, "view": MATCH}
 
-    return [Output(one("note"), "children"), Output(one("tick"), "disabled"), Output(one("job"), "data")]
+    return [Output(one("note"), "children"), Output(one("tick"), "max_intervals"), Output(one("job"), "data")]
+
+
+def once_more(words: list[Any], ticks: int | None) -> list[Any]:
+    """The panel's state for the browser: a panel that waits asks once more, and again only when it was answered.
+
+    A clock that ran on while an answer is on its way would ask anew, and the browser drops the answer to a question
+    that was asked again: a figure that takes longer than a tick would never come.
+    """
+    said, over, job = words
+    return [said, 0 if over else (ticks or 0) + 1, job]
 
 
 def _drawn(view: View, desk: Desk, wanted: Any, act: Any, place: Any, theme: Any, job: Any) -> tuple[Any, list[Any]]:

@@ -80,7 +80,7 @@ def _control(scene: Scene, question: Analysis, parameter: Parameter) -> Any:
             data=list(choices), value=value or default or None, clearable=not default, allowDeselect=False, **common
         )
     if parameter.type in (int, float) and not parameter.many:
-        return dmc.NumberInput(value=value, allowDecimal=parameter.type is float, debounce=400, hideControls=True, **common)
+        return dmc.NumberInput(
+            value=value, allowDecimal=parameter.type is float, debounce=400, hideControls=True, **common
+        )
     return dmc.TextInput(value=value, debounce=True, **common)
-
-

@@ -43,7 +43,7 @@ def panel(view: View, scene: Scene) -> Any:
         dcc.Store(id=part("reads", view), data=list(view.reads)),
         dcc.Store(id=part("act", view)),
         dcc.Store(id=part("job", view)),
-        dcc.Interval(id=part("tick", view), interval=400, disabled=True),
+        dcc.Interval(id=part("tick", view), interval=400, max_intervals=0),
     ]
     inside = [*([] if _bare(view) else [_head(view, scene)]), html.Div(id=part("note", view), role="status"), body]
     return html.Section(

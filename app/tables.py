@@ -10,7 +10,7 @@ from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, no_updat
 
 from moescope.app import book
 from moescope.app.answers import Pending
-from moescope.app.drawing import asked, cancelled, guarded, said
+from moescope.app.drawing import asked, cancelled, guarded, once_more, said
 from moescope.app.panels import note
 from moescope.app.place import parse
 from moescope.app.scene import Desk, Scene
@@ -31,10 +31,11 @@ def register(app: Dash, desk: Desk) -> None:
     def _columns(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
         view = book.view(name["view"])
         if not isinstance(view, TableView) or not wanted or not place or place.get("trouble"):
-            return [[], {"display": "none"}, None, True, None]
+            return [[], {"display": "none"}, None, 0, None]
         if cancelled(desk, act, job):
-            return [no_update, {"display": "none"}, note("Cancelled.", retry=view), True, None]
+            return [no_update, {"display": "none"}, note("Cancelled.", retry=view), 0, None]
         found, words = guarded(view, desk, lambda: frame(view, place))
+        words = once_more(words, ticks)
         if found is None:
             return [no_update, {"display": "none"}, *words]
         return [definitions(view, found), {"height": f"{view.height}px", "width": "100%"}, *words]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from moescope.app.pages.expert import EXPERT
 from moescope.app.pages.analyses import ANALYSES
+from moescope.app.pages.expert import EXPERT
 from moescope.app.pages.lab import LAB
 from moescope.app.pages.outliers import OUTLIERS
 from moescope.app.pages.overview import OVERVIEW
@@ -16,3 +16,4 @@ ALL: tuple[Page, ...] = (
     LAB,
 )
 ALL: tuple[Page, ...] = (OVERVIEW, LAB, ANALYSES)
+ALL: tuple[Page, ...] = (OVERVIEW, EXPERT, LAB, ANALYSES)

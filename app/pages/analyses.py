@@ -8,7 +8,7 @@ import dash_mantine_components as dmc
 from dash import html
 
 from moescope import analysis, figures
-from moescope.app import controls, options, optioncontrols
+from moescope.app import controls, optioncontrols, options
 from moescope.app.aria import named
 from moescope.app.links import to
 from moescope.app.scene import Scene
@@ -123,7 +123,9 @@ def _tables(scene: Scene, result: xr.Dataset) -> list[Any]:
 
 def _copied(what: str, line: str) -> Any:
     """A line of code with a button that copies it."""
-    button = dmc.Button("Copy", size="compact-xs", variant="default", **{"data-copy": line}, **named(f"Copy the {what}"))
+    button = dmc.Button(
+        "Copy", size="compact-xs", variant="default", **{"data-copy": line}, **named(f"Copy the {what}")
+    )
     return html.Div([html.Code(line, tabIndex=0), button], className="copied")
 
 

@@ -20,6 +20,8 @@ def _strategy(name: str, kind: str) -> st.SearchStrategy:
         return st.one_of(st.none(), _LAYER)
     if name == "phase":
         return st.sampled_from([None, "prefill", "decode"])
+    if name == "definition":
+        return st.sampled_from([None, "paper", "code"])
     if kind.startswith("int"):
         return st.one_of(st.none(), _NUMBER)
     if kind.startswith("float"):
