@@ -150,7 +150,7 @@ def _all(scene: Scene) -> Any:
         else:
             head = html.Span(name, className="unasked")
             inside = [head, html.Div(question.help, className="dim"), _instead(scene, question, why)]
-            cards.append(html.Article(inside, **{"aria-disabled": "true"}))
+            cards.append(html.Article(inside))
     return html.Div(cards, className="questions")
 
 
