@@ -87,10 +87,11 @@ def editing() -> str:
 
 
 def unlearning() -> str:
-    """What one expert can be made to forget."""
+    """What one expert can be made to forget, and what memory that takes."""
     from tests.benchmarks.unlearning import table
+    from tests.benchmarks.unlearning_memory import table as memory
 
-    return table(results("unlearning"))
+    return f"{table(results('unlearning'))}\n\n{memory(results('unlearning_memory'))}"
 
 
 PARTS: dict[str, Callable[[], str]] = {

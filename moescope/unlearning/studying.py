@@ -14,12 +14,12 @@ from moescope.analysis import table
 from moescope.errors import MoescopeError
 from moescope.unlearning.comparing import compared
 from moescope.unlearning.evaluation import Evaluation, evaluate, kept_selection
-from moescope.unlearning.examples import Example, read_examples, require_apart, tokenised
+from moescope.unlearning.examples import Example, read_examples, tokenised
 from moescope.unlearning.keeping import finish, require_free
 from moescope.unlearning.relearning import relearn
 from moescope.unlearning.settings import Settings
 from moescope.unlearning.targeting import Named, attribute, best_targets, named_targets, random_targets
-from moescope.unlearning.training import OnStep, Rows, unlearn_expert
+from moescope.unlearning.training import OnStep, Rows, require_possible, unlearn_expert
 from moescope.unlearning.unlearned import Unlearned
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def study(
     settings = settings or Settings()
     say = on_stage or (lambda stage: None)
     wanted, kept = read_examples(forget), [] if retain is None else read_examples(retain)
-    require_apart(wanted, kept)
+    require_possible(model, settings, wanted, kept)
     if out is not None:
         require_free(Path(out), resume=resume)
     sets = {"forget": wanted} | ({"retain": kept} if kept else {})

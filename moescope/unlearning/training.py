@@ -95,9 +95,7 @@ def unlearn_expert(
     settings = _settings(settings, changes)
     wanted = read_examples(forget)
     kept = [] if retain is None else read_examples(retain)
-    if settings.retains and not kept:
-        raise MoescopeError(f"{settings.method} keeps a retain set; give one, or use method='ga'.")
-    require_apart(wanted, kept)
+    require_possible(model, settings, wanted, kept)
     sets = _tokenised(model, settings, wanted, kept)
     if target is not None:
         named = [target] if isinstance(target, tuple) and isinstance(target[1], int) else list(target)
@@ -163,7 +161,6 @@ class _Run:
         self, model: Model, settings: Settings, targets: Sequence[tuple[Site, int]], parts: Sequence[Part],
         sets: _Sets, folder: Path | None, resume: bool, on_step: OnStep | None, tensorboard: bool,
     ) -> None:  # fmt: skip
-        _require_precision(model, settings)
         if tensorboard:
             require_tensorboard(folder)
         self._model, self._settings, self._targets, self._sets = model, settings, targets, sets
@@ -334,7 +331,11 @@ def _first_sites(model: Model, targets: Sequence[tuple[Site, int]], settings: Se
     return model.sites if settings.scope == "model" else [site for site, _ in targets]
 
 
-def _require_precision(model: Model, settings: Settings) -> None:
+def require_possible(model: Model, settings: Settings, forget: Sequence[Example], retain: Sequence[Example]) -> None:
+    """Raises MoescopeError where a run could not begin with these sets on this device."""
+    if settings.retains and not retain:
+        raise MoescopeError(f"{settings.method} keeps a retain set; give one, or use method='ga'.")
+    require_apart(forget, retain)
     if settings.precision == "fp16" and model.device.type == "cpu":
         raise MoescopeError("fp16 arithmetic needs a GPU; on a CPU train in precision 'bf16' or 'no'.")
 

@@ -104,7 +104,7 @@ def measured() -> dict[str, Any]:
     return {
         "made": f"Qwen3-MoE of random numbers, {LAYERS} layers of {EXPERTS} experts, float32",
         "model, MB": round(found["inference"]["model"]),
-        "one layer's experts, MB": round(4e-6 * EXPERTS * 3 * WIDTH**2),
+        "one layer, MB": round(4e-6 * EXPERTS * 3 * WIDTH**2),
         "one expert, MB": round(4e-6 * 3 * WIDTH**2, 1),
         "batch": {name: OPTIONS[name] for name in ("batch", "retain_batch", "max_length")},
         "beyond the loaded model, MB": {way: round(one["peak"] - one[LOADED]) for way, one in found.items()},
@@ -118,8 +118,8 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| peak memory beyond the loaded model | MB |", "|---|---|"]
     lines += [f"| {way} | {value:,} |" for way, value in beyond.items()]
     lines.append(
-        f"\n{results['made']}: {results['model, MB']} MB, of which {results['one layer' + chr(39) + 's experts, MB']} "
-        f"are one layer's experts and {results['one expert, MB']} one expert."
+        f"\n{results['made']}: {results['model, MB']} MB, of which {results['one layer, MB']} are one layer's experts "
+        f"and {results['one expert, MB']} one expert."
     )
     return "\n".join(lines)
 

@@ -71,6 +71,10 @@ def test_what_cannot_be_run_is_refused_before_anything_is(tmp_path: Path) -> Non
         study(tiny(), FORGET, RETAIN, also={"others": [{"prompt": "sun " * 600, "answer": "a"}]}, **more)
     with pytest.raises(ms.MoescopeError, match="texts to forget are in the retain set too"):
         study(tiny(), FORGET, [*RETAIN, FORGET[0]], **more)
+    with pytest.raises(ms.MoescopeError, match="npo keeps a retain set"):
+        study(tiny(), FORGET, **more)
+    with pytest.raises(ms.MoescopeError, match="fp16 arithmetic needs a GPU"):
+        study(tiny(), FORGET, RETAIN, **(more | {"settings": Settings(precision="fp16")}))
     assert not stages
     with pytest.raises(ms.MoescopeError, match="layer 99 is no MoE layer"):
         study(tiny(), FORGET, RETAIN, target=[(99, 0)], **more)
