@@ -71,7 +71,7 @@ def test_gradients_are_finite_differences(name: str, changes: dict[str, Any]) ->
     forget, retain = tokens(2, 6, 0), tokens(2, 7, 1)
     routers = [site] if settings.anchors else []
     draw = torch.Generator().manual_seed(0)
-    with InDouble(), Trained(model.hf, parts) as trained, Watch(model, routers, [site]) as watch:
+    with InDouble(), Trained(model.hf, parts, [site.experts]) as trained, Watch(model, routers, [site]) as watch:
         objective = Objective(model, settings, [(site, EXPERT)], trained, forget, retain, watch)
         for leaf in trained.leaves.values():  # away from the frozen copy, where KL and steadiness have gradient 0
             leaf.data += 1e-3 * torch.randn(leaf.shape, generator=draw, dtype=torch.float64)
