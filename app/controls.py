@@ -73,6 +73,30 @@ def number(field: str, label: str, default: int, low: int, high: int, width: int
     )
 
 
+def slider(
+    field: str, label: str, default: int, low: int, high: int, marks: Sequence[tuple[int, str]] = (), width: int = 150
+) -> Any:
+    """A whole number on a scale; it counts when it is let go."""
+    return dmc.InputWrapper(
+        dmc.Slider(
+            id=_id(field, str(default)),
+            value=default,
+            min=low,
+            max=high,
+            step=1,
+            marks=[{"value": value, "label": shown} for value, shown in marks],  # pyright: ignore[reportArgumentType]
+            updatemode="mouseup",
+            size="sm",
+            w=width,
+            thumbLabel=label,
+        ),
+        label=label,
+        size="xs",
+        labelElement="div",
+        className="slider",
+    )
+
+
 def text(field: str, label: str, placeholder: str = "", width: int = 240) -> Any:
     """Words to look for; they count on Enter or when the field is left."""
     return dmc.TextInput(

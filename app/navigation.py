@@ -86,6 +86,8 @@ def register(app: Dash, desk: Desk) -> None:
                 there = view.select(desk.scene(here), given["points"])
         elif isinstance(view, FigureView) and view.click is not None:
             there = view.click(here, given["points"][0])
+        elif isinstance(view, FigureView) and view.pick is not None:
+            there = view.pick(desk.scene(here), given["points"][0])
         # Forgotten at once, so that a second click on the same point counts.
         cleared = [None if value else no_update for value in clicks]
         return (no_update if there is None or there == here else there.href), cleared, kept
@@ -155,6 +157,8 @@ def state(desk: Desk, here: Place) -> dict[str, Any]:
         now["views"] = [view.name for view in book.PAGES[here.page].shown(here)] if here.page in book.PAGES else []
         now |= {"version": scene.opened.version, "layers": scene.layers, "status": scene.store.status}
         now["choices"] = _choices(scene)
+        if here.other is not None:
+            now["version"] += desk.shelf.changed(here.other)
     except MoescopeError as error:
         now["trouble"] = desk.shelf.without_root(str(error))
     except OSError as error:

@@ -42,12 +42,20 @@ class Place:
         step: where a replay stands; None when nothing is replayed.
         start: the first token of a long document that is shown.
         other: the second store of a comparison (`with=` in the URL).
+        against: a value of the label, or `slice:` and a slice's name, to hold texts against; None: all others.
         recipe: edits, as `moescope.app.recipes` writes them.
         question: one analysis by name, where a page offers several; options: its parameters, `name:value;name:value`.
         alike: by what experts stand near each other on a map; paint: what points are coloured by, ink: those of tokens.
         only: the one group of a map that is not faint, "layer 3" or a label's value.
         neighbour: the other layer of a pair.
+        markers: texts whose experts are looked for, with " | " between them.
+        length: layers of a window, from the chosen one on.
+        bands: what a Sankey diagram shows: "paths" or "transitions".
         devices, group: devices and (of replication) redundant slots of a placement.
+        method: of the placement.
+        nodes: devices that share a node; None: all.
+        bandwidth, node_bandwidth: GB/s of a device inside its node, and to other nodes.
+        patience: seconds that each solver of a placement may take.
         find: what is searched for.
         prompt: the lab's prompt.
         model: the model that the lab runs; None: the store's own.
@@ -78,6 +86,7 @@ class Place:
     step: int | None = None
     start: int | None = None
     other: str | None = None
+    against: str | None = None
     recipe: str | None = None
     question: str | None = None
     options: str | None = None
@@ -86,8 +95,16 @@ class Place:
     ink: str | None = None
     only: str | None = None
     neighbour: str | None = None
+    markers: str | None = None
+    length: int | None = None
+    bands: str | None = None
     devices: int | None = None
-    group: str | None = None
+    group: int | None = None
+    method: str | None = None
+    nodes: int | None = None
+    bandwidth: int | None = None
+    node_bandwidth: int | None = None
+    patience: int | None = None
     find: str | None = None
     prompt: str | None = None
     model: str | None = None
@@ -109,7 +126,7 @@ class Place:
             kept = Place(embed=self.embed, hide=self.hide, recipe=self.recipe, page=self.page)
             return replace(kept, **({"page": "overview"} | changes if self.page == "shelf" else changes))
         if "by" in changes and changes["by"] != self.by:
-            changes = {"label": None} | changes
+            changes = {"label": None, "against": None} | changes
         if "question" in changes and changes["question"] != self.question:
             changes = {"options": None} | changes
         if "doc" in changes and changes["doc"] != self.doc:
@@ -178,7 +195,12 @@ def coerced(name: str, text: str) -> Any:
 
 
 _QUERY = {"other": "with"}
-_ALLOWED = {"phase": ("prefill", "decode"), "definition": ("paper", "code")}
+_ALLOWED = {
+    "phase": ("prefill", "decode"),
+    "definition": ("paper", "code"),
+    "bands": ("paths", "transitions"),
+    "method": ("all", "exflow", "moetuner", "eplb"),
+}
 
 
 def _path(path: str) -> tuple[dict[str, Any], list[str]]:

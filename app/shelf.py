@@ -107,6 +107,13 @@ class Shelf:
             return self.without_root(str(error))
         return None
 
+    def changed(self, name: str) -> str:
+        """Changes whenever a store's contents do, also that it can no longer be read."""
+        try:
+            return _version(self.path(name))
+        except StoreError as error:
+            return str(error)
+
     def without_root(self, message: str) -> str:
         """A message with paths as a person in the browser knows them: below the folder."""
         return message.replace(f"{self.root}{os.sep}", "").replace(str(self.root), self.root.name)

@@ -49,12 +49,14 @@ class FigureView(View):
     Attributes:
         draw: the figure.
         click: where a click on a point leads: (place, plotly's point) -> place; None: nowhere.
+        pick: the same as `click` for what the point alone does not say: (scene, plotly's point) -> place.
         select: what a lasso does: (scene, plotly's points) -> place.
         marks: the selected expert is marked in it: its first axes are expert and layer.
     """
 
     draw: Callable[[Scene], go.Figure] = None  # pyright: ignore[reportAssignmentType]
     click: Callable[[Place, dict[str, Any]], Place | None] | None = None
+    pick: Callable[[Scene, dict[str, Any]], Place | None] | None = None
     select: Callable[[Scene, list[dict[str, Any]]], Place | None] | None = None
     marks: bool = False
 

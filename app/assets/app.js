@@ -33,9 +33,9 @@ window.dash_clientside = window.dash_clientside || {};
         const has = (plot.layout.shapes || []).length;
         if (place.layer !== null && place.expert !== null && place.layer !== undefined) {
           const row = meta.marks.indexOf(String(place.layer));
-          if (row >= 0)
+          if (row >= 0) for (const [x, y] of meta.axes || [["x", "y"]])
             kept.push({
-              name: "selected", type: "rect", xref: "x", yref: "y", line: { width: 2.5, color: "#d6336c" }, layer: "above",
+              name: "selected", type: "rect", xref: x, yref: y, line: { width: 2.5, color: "#d6336c" }, layer: "above",
               x0: place.expert - 0.5, x1: place.expert + 0.5, y0: meta.marks.length - row - 1.5, y1: meta.marks.length - row - 0.5,
             });
         }
@@ -47,7 +47,7 @@ window.dash_clientside = window.dash_clientside || {};
     setting: function (place, id, now) {
       if (!place) return same();
       const value = place[id.field] ?? (id.default === "" ? null : id.default);
-      if (value === null) return now === null || now === "" ? same() : typeof now === "string" && ["find", "prompt", "recipe"].includes(id.field) ? "" : null;
+      if (value === null) return now === null || now === "" ? same() : typeof now === "string" && ["find", "prompt", "recipe", "markers"].includes(id.field) ? "" : null;
       return String(value) === String(now) ? same() : typeof now === "number" ? Number(value) : String(value);
     },
     /* What there is to choose from, where that changes. */

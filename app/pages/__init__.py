@@ -7,12 +7,14 @@ from moescope.app.pages.expert import EXPERT
 from moescope.app.pages.lab import LAB
 from moescope.app.pages.outliers import OUTLIERS
 from moescope.app.pages.overview import OVERVIEW
+from moescope.app.pages.specialisation import SPECIALISATION
 from moescope.app.views import Page
 
 ALL: tuple[Page, ...] = (
     OVERVIEW,
     EXPERT,
     OUTLIERS,
+    SPECIALISATION,
     LAB,
 )
 ALL: tuple[Page, ...] = (OVERVIEW, LAB, ANALYSES)

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from moescope.analysis.association import CORRECTIONS, NO_P, association, q_values, score
-from moescope.analysis.counts import Phase, sites_of
+from moescope.analysis.counts import Phase, sites_of, token_totals
 from moescope.analysis.label_tests import Alternative, Correction, LabelTest, enough_permutations, too_few
 from moescope.analysis.labelled import LayerAxis, provenance
 from moescope.analysis.matched_places import NULL, Matching, PlaceNull, place_null, places_of
@@ -163,6 +163,14 @@ def marker_rows(
     texts = dict(vocabulary) if any(spelled) else {}
     rows = MarkerRows(tuple(ids), tuple(runs), tuple(spelled), texts, at, union)
     return rows, names + ([ANY] if union else []), words
+
+
+def occurring(store: Store, markers: Sequence[str] = THINKING) -> list[str]:
+    """Those of some texts that are a token of their own and occur in the store, whatever its slice; reads totals."""
+    ids, seen = token_totals(store)
+    known = dict(store.vocabulary())
+    there = {known.get(one) for one in ids[seen > 0].tolist()}
+    return [text for text in markers if text in there]
 
 
 ANY = "any marker"

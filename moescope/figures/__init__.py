@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     import xarray as xr
 
-    from moescope.figures.affinities import affinity
+    from moescope.figures.affinities import affinity, affinity_map, mutual_information
     from moescope.figures.atlases import atlas
     from moescope.figures.attributing import attribution
     from moescope.figures.balances import balance
@@ -86,6 +86,8 @@ _HOME = {
     "atlas": "atlases",
     "attribution": "attributing",
     "affinity": "affinities",
+    "affinity_map": "affinities",
+    "mutual_information": "affinities",
     "coactivation": "coactive",
     "domain_specialisation": "domains",
     "expert_map": "maps",
@@ -123,6 +125,7 @@ _HOME = {
 
 __all__ = [
     "affinity",
+    "affinity_map",
     "atlas",
     "attention_sinks",
     "attribution",
@@ -149,6 +152,7 @@ __all__ = [
     "load",
     "logit_similarity",
     "margins",
+    "mutual_information",
     "neuron_matching",
     "norm_against_score",
     "npmi",

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from moescope.errors import MoescopeError
 from moescope.figures.axes import align_titles
 from moescope.figures.lift_maps import SIDE, chosen_maps, lift_maps, lift_reach, say, square
 from moescope.figures.menus import menu
@@ -22,6 +23,25 @@ READ = (
     "orange tick is what chance reaches once in 100."
 )
 """How to read the figure."""
+
+
+READ_MAP = (
+    "Rows are experts of the first layer, columns of the second. Orange: the second gets more of the first one's "
+    "tokens than its usual share, blue less; full colour stands at q ≤ 0.05 against the second layer rotated within "
+    "sequences, pale is within what that gives."
+)
+"""How to read the map of one pair of layers."""
+READ_INFORMATION = (
+    "What knowing a token's expert in the first layer tells of its expert in the second, beyond what loads, topics and "
+    "runs give; the orange tick is what chance reaches once in 100. Each layer with the next; 0 is nothing."
+)
+"""How to read the information of a chain of layers."""
+_DETAILS = ("lift", "conditional", "count", "expected", "p", "q")
+_HOVER = (
+    "%{meta}<br>expert %{y} → expert %{x}<br><b>%{customdata[0]:.2f} × its usual share</b><br>"
+    "%{customdata[1]:.1%} of the source expert's tokens<br>%{customdata[2]:,.0f} counted, "
+    "%{customdata[3]:,.1f} under the null<br>p = %{customdata[4]:.2g}, q = %{customdata[5]:.2g}<extra></extra>"
+)
 
 
 def read_affinity(result: xr.Dataset, level: float = 0.05) -> str:
@@ -57,14 +77,7 @@ def affinity(result: xr.Dataset, level: float = 0.05, pairs: Sequence[str] | Non
     groups, reach = [], lift_reach(result["lift"].values)
     for place, index in enumerate(chosen):
         part = result.isel(pair=index)
-        names = ("lift", "conditional", "count", "expected", "p", "q")
-        title = f"layer {part['source_layer'].item()} → layer {part['target_layer'].item()}"
-        hover = (
-            "%{meta}<br>expert %{y} → expert %{x}<br><b>%{customdata[0]:.2f} × its usual share</b><br>"
-            "%{customdata[1]:.1%} of the source expert's tokens<br>%{customdata[2]:,.0f} counted, "
-            "%{customdata[3]:,.1f} under the null<br>p = %{customdata[4]:.2g}, q = %{customdata[5]:.2g}<extra></extra>"
-        )
-        traces = lift_maps(part, names, title, hover, level, reach)
+        traces = lift_maps(part, _DETAILS, _between(part), _HOVER, level, reach)
         groups.append(len(traces))
         for trace in traces:
             trace.visible = place == 0
@@ -85,6 +98,36 @@ def affinity(result: xr.Dataset, level: float = 0.05, pairs: Sequence[str] | Non
     return figure
 
 
+def affinity_map(result: xr.Dataset, pair: str | None = None, level: float = 0.05) -> go.Figure:
+    """Draws the lift of every transition of one pair of layers.
+
+    How to read it: see `READ_MAP`.
+
+    Args:
+        result: from `analysis.affinity`, with its cells.
+        pair: its name, e.g. "3-4"; the first if None.
+        level: the false discovery rate below which a cell stands in full colour.
+
+    Raises:
+        MoescopeError: a pair that the result does not have, or a result of scores alone.
+    """
+    if "lift" not in result:
+        raise MoescopeError("This result holds the scores of each pair of layers alone; ask for its cells.")
+    known = [str(name) for name in result["pair"].values]
+    index = chosen_maps(known, None if pair is None else [pair], np.zeros(len(known)), result["lift"].size, "pair")[0]
+    part = result.isel(pair=index)
+    sizes = [int(part["exists"].any(dim).sum()) for dim in ("source_expert", "target_expert")]
+    part = part.isel(source_expert=slice(sizes[1]), target_expert=slice(sizes[0]))
+    figure, reach = make_subplots(rows=1, cols=1), lift_reach(part["lift"].values)
+    for trace in lift_maps(part, _DETAILS, _between(part), _HOVER, level, reach):
+        figure.add_trace(trace)
+    source, target = (part[f"{end}_layer"].item() for end in ("source", "target"))
+    square(figure, sizes[0], sizes[1], f"other expert, of layer {target}", f"expert of layer {source}", reach)
+    figure.update_xaxes(title_text=f"expert of layer {target}")
+    figure.update_layout(margin_t=24)
+    return figure
+
+
 def mutual_information(result: xr.Dataset) -> go.Figure:
     """Draws the information between layers: bars for a chain of layers, a map of layers by layers otherwise.
 
@@ -97,6 +140,10 @@ def mutual_information(result: xr.Dataset) -> go.Figure:
     figure.update_layout(template=template("light"), showlegend=False, height=SIDE + 110)
     _information_axes(figure, result, "")
     return figure
+
+
+def _between(part: xr.Dataset) -> str:
+    return f"layer {part['source_layer'].item()} → layer {part['target_layer'].item()}"
 
 
 def _information(result: xr.Dataset) -> list[Any]:

@@ -132,7 +132,9 @@ def _chosen(result: xr.Dataset, maps: Maps, labels: Sequence[str] | None, most: 
 def _panel(result: xr.Dataset, maps: Maps, index: int) -> list[go.Heatmap]:
     part, value, stands = result.isel(label=index), maps.value[..., index], maps.stands[..., index]
     # Single precision: it is for reading, twice in the page, and the bulk of a large model's figure.
-    details = np.stack([part[name].values for name in maps.details], axis=-1).astype(np.float32)
+    # The last says which label it is, for what answers to clicks.
+    said = [part[name].values for name in maps.details] + [np.full(value.shape, index)]
+    details = np.stack(said, axis=-1).astype(np.float32)
     return [
         go.Heatmap(
             z=np.where(kept, value, np.nan),

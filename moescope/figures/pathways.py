@@ -25,7 +25,7 @@ PAD = 8
 _ORANGE_BAND, _BLUE_BAND, _GREY_BAND = "rgba(221,122,44,0.5)", "rgba(63,132,201,0.4)", "rgba(139,145,154,0.3)"
 
 
-def paths(result: xr.Dataset, level: float = 0.05, most: int = 40) -> go.Figure:
+def paths(result: xr.Dataset, level: float = 0.05, most: int = 40, bands: str | None = None) -> go.Figure:
     """Draws the strongest paths through a window of layers as a Sankey diagram; a menu shows transitions instead.
 
     How to read it: see `READ`.
@@ -34,9 +34,12 @@ def paths(result: xr.Dataset, level: float = 0.05, most: int = 40) -> go.Figure:
         result: from `analysis.paths`.
         level: paths with p at most this stand in colour (all of them where there was no control).
         most: paths to draw, the most used first.
+        bands: "paths" or "transitions" draws these alone; by default a menu chooses.
     """
     sankeys: list[Any] = [
-        _sankey(result, *bands) for bands in (_path_bands(result, level, most), _transition_bands(result))
+        _sankey(result, *drawn)
+        for kind, drawn in (("paths", _path_bands(result, level, most)), ("transitions", _transition_bands(result)))
+        if bands in (None, kind)
     ]
     figure = go.Figure()
     for place, sankey in enumerate(sankeys):
@@ -65,9 +68,10 @@ def paths(result: xr.Dataset, level: float = 0.05, most: int = 40) -> go.Figure:
     figure.update_layout(
         template=template("light"),
         height=_sankey_height([range(int(fullest))]) + 160,
-        margin={"t": 96, "b": 64, "l": 24, "r": 40},
-        updatemenus=[menu(["strongest paths", "strongest transitions"], [1, 1], 0)],
+        margin={"t": 96 if bands is None else 40, "b": 64, "l": 24, "r": 40},
     )
+    if bands is None:
+        figure.update_layout(updatemenus=[menu(["strongest paths", "strongest transitions"], [1, 1], 0)])
     return figure
 
 
