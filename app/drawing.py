@@ -144,6 +144,7 @@ def figure_of(view: FigureView, scene: Scene, key: Any = None) -> Any:
         figure = figures.dark(figure)
     figure.update_layout(uirevision=str(key[1:] if isinstance(key, list) else key), autosize=True)
     if view.marks:
-        maps = [(trace.xaxis or "x", trace.yaxis or "y") for trace in figure.data if trace.type == "heatmap"]
+        traces: Any = figure.data
+        maps = [(trace.xaxis or "x", trace.yaxis or "y") for trace in traces if trace.type == "heatmap"]
         figure.update_layout(meta={"marks": scene.layers, "axes": list(dict.fromkeys(maps))})
     return figure

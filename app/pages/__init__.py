@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moescope.app.pages.analyses import ANALYSES
 from moescope.app.pages.expert import EXPERT
+from moescope.app.pages.flow import FLOW
 from moescope.app.pages.lab import LAB
 from moescope.app.pages.outliers import OUTLIERS
 from moescope.app.pages.overview import OVERVIEW
@@ -15,6 +16,7 @@ ALL: tuple[Page, ...] = (
     EXPERT,
     OUTLIERS,
     SPECIALISATION,
+    FLOW,
     LAB,
 )
 ALL: tuple[Page, ...] = (OVERVIEW, LAB, ANALYSES)

@@ -18,6 +18,12 @@ READ = (
     "than in any control, grey otherwise. The menu shows the most used transitions instead."
 )
 """How to read the figure."""
+READ_BANDS = (
+    "Paths: each band is a path of first experts through the layers, as wide as its tokens are many, orange where more "
+    "tokens take it than in any control, whose layers are rotated within sequences. Transitions: the most used ones, "
+    "blue above the target's usual share. Path entropy says how open a token's path is, beside the controls' entropy."
+)
+"""How to read either of the two."""
 
 PAD = 8
 """Pixels between the experts of one layer in a Sankey diagram."""

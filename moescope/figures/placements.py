@@ -22,6 +22,13 @@ READ = (
     "an expert with replicas on several devices."
 )
 """How to read the figure; filled in by `read`."""
+READ_SIMULATED = (
+    "Above, left: the share of steps from one MoE layer to the next at which a held-out token changes device; the ring "
+    "is the same on the tokens the method was fitted to, whiskers are 95 % limits. No placement gets below the orange "
+    "line; random ones stand at the grey one. Beside it: fair shares of the busiest device, averaged over layers (bar) "
+    "and in the worst layer (tick); and the time per token by the bandwidths. Below: which device holds which expert."
+)
+"""How to read the figure of any simulation."""
 TIME = "; and the time per token that both cost, by the bandwidths and latencies that were given"
 NAMES = {"exflow": "ExFlow", "moetuner": "MoETuner", "eplb": "EPLB", "round_robin": "round robin"}
 

@@ -86,8 +86,8 @@ def test_markers_are_given_by_a_person_or_those_that_occur(desk):
 
 
 def test_tokens_count_in_the_documents_of_the_label_alone(desk):
-    figure = drawn(desk, VIEWS["kinds"], "/store/a/specialisation?question=npmi_classes&label=code")
+    figure = drawn(desk, VIEWS["kinds"], "/store/a/specialisation?question=npmi_markers&markers=w1|w2&label=code")
     store = desk.shelf.open("a").store
-    alone = analysis.npmi_classes(store, where={"domain": "code"})
+    alone = analysis.npmi_markers(store, ["w1", "w2"], where={"domain": "code"})
     at = np.array([trace.customdata[..., 6] for trace in figure.data[1::2]], dtype=float)
     np.testing.assert_array_equal(np.moveaxis(at, 0, -1), alone["count"].values.astype(float))
