@@ -195,12 +195,13 @@ def coerced(name: str, text: str) -> Any:
 
 
 _QUERY = {"other": "with"}
-_ALLOWED = {
+ALLOWED = {
     "phase": ("prefill", "decode"),
     "definition": ("paper", "code"),
     "bands": ("paths", "transitions"),
     "method": ("all", "exflow", "moetuner", "eplb"),
 }
+"""Fields that are one of a few words."""
 
 
 def _path(path: str) -> tuple[dict[str, Any], list[str]]:
@@ -244,7 +245,7 @@ def _value(name: str, kind: str, text: str) -> Any:
         return {"1": True, "true": True}.get(text)
     if kind.startswith("tuple"):
         return tuple(part for part in text.split(",") if part)
-    return text if name not in _ALLOWED or text in _ALLOWED[name] else None
+    return text if name not in ALLOWED or text in ALLOWED[name] else None
 
 
 def _short(text: str) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _FILTERS = ("by", "label", "phase", "slices", "slice")
 _PAIR = ("layer", "neighbour", *_FILTERS)
-_LINKS, _LENGTH, _PATIENCE, _DEVICES = 400, 4, 5, 4
+_LENGTH, _PATIENCE, _DEVICES = 4, 5, 4
 _METHODS = {"all": "all three", "exflow": "ExFlow", "moetuner": "MoETuner", "eplb": "EPLB"}
 _NETWORK = ("nodes", "bandwidth", "node_bandwidth")
 
@@ -91,7 +91,7 @@ def _links(scene: Scene) -> pd.DataFrame:
     """The strongest transitions of the pair, of the selected expert alone if one of its first layer is."""
     layer, neighbour = pair_of(scene)
     frame = table(_affinity(scene)).rename(columns={"source_expert": "source", "target_expert": "target"})
-    frame = frame[frame["count"] > 0].sort_values("count", ascending=False, kind="stable")
+    frame = frame[frame["count"] > 0]  # `table` has put the most used first
     if scene.place.layer is not None and scene.place.expert is not None:
         scene.chosen()
         frame = frame[frame["source"] == scene.place.expert]
@@ -161,8 +161,8 @@ def _plans(scene: Scene) -> pd.DataFrame:
 def _said(scene: Scene) -> Any:
     """The simulation in words: the best placement beside chance, and what was proved of it."""
     result = _placement(scene)
-    best = result.isel(plan=int(result["crossings_per_token"].argmin()))
-    even = result.isel(plan=int(result["imbalance_mean"].argmin()))
+    best = result.isel(plan=int(result["crossings_per_token"].values.argmin()))
+    even = result.isel(plan=int(result["imbalance_mean"].values.argmin()))
     random, turn = result.sel(plan="random"), result.sel(plan="round_robin")
     steps = int((result["tokens"] > 0).sum())
 

@@ -90,7 +90,8 @@ def placement(result: xr.Dataset) -> go.Figure:
     figure.update_yaxes(category, row=1)
     figure.update_xaxes(expert_axis(result), row=2, col=1)
     figure.update_yaxes(layer_axis(result), row=2, col=1)
-    fixed = len(figure.data) - len(methods)
+    traces: Any = figure.data
+    fixed = len(traces) - len(methods)
     figure.update_layout(
         template=template("light"),
         height=bars + rows + 250,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moescope.app.place import PAGES, Place, parse
+from moescope.app.place import ALLOWED, PAGES, Place, parse
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 _LAYER = st.one_of(st.integers(0, 99_999).map(str), st.just("L012-attention"), st.just("L003x"))
@@ -18,10 +18,8 @@ _NUMBER = st.integers(0, 10**14)
 def _strategy(name: str, kind: str) -> st.SearchStrategy:
     if name in ("layer", "neighbour"):
         return st.one_of(st.none(), _LAYER)
-    if name == "phase":
-        return st.sampled_from([None, "prefill", "decode"])
-    if name == "definition":
-        return st.sampled_from([None, "paper", "code"])
+    if name in ALLOWED:
+        return st.sampled_from([None, *ALLOWED[name]])
     if kind.startswith("int"):
         return st.one_of(st.none(), _NUMBER)
     if kind.startswith("float"):
