@@ -90,7 +90,7 @@ def _to_pair(scene: Scene, point: dict[str, Any]) -> Place | None:
 def _links(scene: Scene) -> pd.DataFrame:
     """The strongest transitions of the pair, of the selected expert alone if one of its first layer is."""
     layer, neighbour = pair_of(scene)
-    frame = table(_affinity(scene)).rename(columns={"source_expert": "source", "target_expert": "target"})
+    frame: Any = table(_affinity(scene)).rename(columns={"source_expert": "source", "target_expert": "target"})
     frame = frame[frame["count"] > 0]  # `table` has put the most used first
     if scene.place.layer is not None and scene.place.expert is not None:
         scene.chosen()
