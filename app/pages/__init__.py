@@ -14,10 +14,9 @@ from moescope.app.views import Page
 ALL: tuple[Page, ...] = (
     OVERVIEW,
     EXPERT,
-    OUTLIERS,
     SPECIALISATION,
     FLOW,
+    OUTLIERS,
     LAB,
+    ANALYSES,
 )
-ALL: tuple[Page, ...] = (OVERVIEW, LAB, ANALYSES)
-ALL: tuple[Page, ...] = (OVERVIEW, EXPERT, LAB, ANALYSES)
