@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 
@@ -49,7 +50,7 @@ def register(app: Dash, desk: Desk) -> None:
     def _figure(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
         drawn, words = _drawn(book.view(name["view"]), desk, wanted, act, place, theme, job)
         words = once_more(words, ticks)
-        return (no_update, _HIDDEN, *words) if drawn is None else (drawn, _SHOWN, *words)
+        return (no_update, _HIDDEN, *words) if drawn is None else (_sent(drawn), _SHOWN, *words)
 
     @app.callback(Output({"type": "body", "of": "block", "view": MATCH}, "children"), *said("block"), *asked("block"))
     def _block(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
@@ -143,8 +144,18 @@ def figure_of(view: FigureView, scene: Scene, key: Any = None) -> Any:
     if scene.dark:
         figure = figures.dark(figure)
     figure.update_layout(uirevision=str(key[1:] if isinstance(key, list) else key), autosize=True)
+    figure.update_layout(modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#8b919a", "activecolor": "#3f84c9"})
     if view.marks:
         traces: Any = figure.data
         maps = [(trace.xaxis or "x", trace.yaxis or "y") for trace in traces if trace.type == "heatmap"]
         figure.update_layout(meta={"marks": scene.layers, "axes": list(dict.fromkeys(maps))})
     return figure
+
+
+def _sent(figure: Any) -> dict[str, Any]:
+    """A figure as the browser gets it: with what its points carry as lists, or a click would not report them."""
+    parts = figure.to_plotly_json()
+    for trace, part in zip(figure.data, parts["data"], strict=True):
+        if isinstance(trace.customdata, np.ndarray):
+            part["customdata"] = trace.customdata.tolist()
+    return parts

@@ -18,7 +18,7 @@ from moescope.analysis.summary import Finding
 from moescope.app.aria import named
 from moescope.app.expert_words import atlas_of, listed, result_of, results_of_expert, visible, where_of
 from moescope.app.links import goes, to
-from moescope.app.place import Place
+from moescope.app.place import Place, coerced
 from moescope.app.scene import Scene
 from moescope.app.steps import stepped
 from moescope.app.views import BlockView, FigureView, Page, Partial, TableView
@@ -204,7 +204,7 @@ def _experts(scene: Scene) -> pd.DataFrame:
 
 
 def _to_row(place: Place, row: dict[str, Any]) -> Place | None:
-    return place.go(layer=str(row.get("site") or row["layer"]).removeprefix("L"), expert=int(row["expert"]))
+    return place.go(layer=coerced("layer", str(row.get("site") or row["layer"])), expert=int(row["expert"]))
 
 
 def _chosen(scene: Scene) -> tuple[str, int]:
