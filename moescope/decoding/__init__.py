@@ -12,9 +12,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moescope.decoding.apart import answers_apart
     from moescope.decoding.contrast import SelfContrast, Step, Written, self_contrast
     from moescope.decoding.problems import Problem, generate, interval, read_problems, solved, tune
     from moescope.decoding.rerouting import Rerouted, Rerouter, judge
+    from moescope.decoding.watching import pieces, watched
 
 _HOME = {
     "Problem": "problems",
@@ -23,18 +25,21 @@ _HOME = {
     "SelfContrast": "contrast",
     "Step": "contrast",
     "Written": "contrast",
+    "answers_apart": "apart",
     "generate": "problems",
     "interval": "problems",
     "judge": "rerouting",
+    "pieces": "watching",
     "read_problems": "problems",
     "self_contrast": "contrast",
     "solved": "problems",
     "tune": "problems",
+    "watched": "watching",
 }
 
 __all__ = [
-    "Problem", "Rerouted", "Rerouter", "SelfContrast", "Step", "Written", "generate", "interval", "judge",
-    "read_problems", "self_contrast", "solved", "tune",
+    "Problem", "Rerouted", "Rerouter", "SelfContrast", "Step", "Written", "answers_apart", "generate", "interval",
+    "judge", "pieces", "read_problems", "self_contrast", "solved", "tune", "watched",
 ]  # fmt: skip
 
 

@@ -80,8 +80,12 @@ def generate(
         return [one for text in texts for one in written(model, [text], max_new_tokens, **options)]
 
 
-def written(model: Model, prompts: Sequence[str], max_new_tokens: int, seed: int = 0, **options: Any) -> list[Written]:
+def written(
+    model: Model, prompts: Sequence[str], max_new_tokens: int, seed: int = 0, special: bool = True, **options: Any
+) -> list[Written]:
     """What `hf.generate` writes after prompts of equal length, up to the end token.
+
+    Without `special` the tokenizer adds no special tokens of its own: a chat template has written them already.
 
     Raises:
         MoescopeError: the model has no tokenizer or cannot generate.
@@ -90,7 +94,7 @@ def written(model: Model, prompts: Sequence[str], max_new_tokens: int, seed: int
         raise MoescopeError("This model was wrapped without a tokenizer; pass one: moescope.wrap(hf_model, tokenizer).")
     if not hasattr(model.hf, "generate") or max_new_tokens < 1:
         raise MoescopeError("This model cannot generate, or was asked for no token.")
-    batch = model.tokenizer(list(prompts), return_tensors="pt").to(model.device)
+    batch = model.tokenizer(list(prompts), return_tensors="pt", add_special_tokens=special).to(model.device)
     torch.manual_seed(seed)
     with torch.inference_mode():
         ids = model.hf.generate(

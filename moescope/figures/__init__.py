@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from moescope.figures.affinities import affinity, affinity_map, mutual_information
+    from moescope.figures.affinities import affinity
+    from moescope.figures.apart import answers_apart
     from moescope.figures.atlases import atlas
     from moescope.figures.attributing import attribution
     from moescope.figures.balances import balance
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "expert_labels": "preferences",
+    "answers_apart": "apart",
+    "expert_labels": "expert_labels",
     "balance": "balances",
     "layer_expert_grid": "grids",
     "margins": "grids",
@@ -126,6 +130,7 @@ _HOME = {
 __all__ = [
     "affinity",
     "affinity_map",
+    "answers_apart",
     "atlas",
     "attention_sinks",
     "attribution",
