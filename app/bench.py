@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moescope.app.jobs import Cancelled, Job
+from moescope.app.jobs import Job
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -87,12 +87,13 @@ class Bench:
 
     Attributes:
         held: the model in memory and how it was chosen.
-        loading: the job that loads one now.
+        loading: the job that loads one now; started: the last that somebody asked for by itself.
         runs: job id -> (question, job).
     """
 
     held: tuple[Choice, Model] | None = None
     loading: Job | None = None
+    started: Job | None = None
     runs: OrderedDict[str, tuple[Question, Job]] = field(default_factory=OrderedDict)
     _queue: deque[Job] = field(default_factory=deque)
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -102,7 +103,7 @@ class Bench:
         """Waits until everyone who asked before is done; then the model is this job's alone.
 
         Raises:
-            Cancelled: the job was cancelled while it waited.
+            CancelledError: the job was cancelled while it waited.
         """
         with self._changed:
             self._queue.append(job)
@@ -145,7 +146,7 @@ class Bench:
 
         Raises:
             MoescopeError: the model cannot be loaded, or cannot do this.
-            Cancelled: somebody pressed cancel; the model is what it was.
+            CancelledError: somebody pressed cancel; the model is what it was.
         """
         with self.turn(job):
             model = self._ready(job, question.choice)
@@ -311,4 +312,4 @@ class _Bar:
         self._desc = desc or self._desc
 
 
-__all__ = ["Answers", "Bench", "Cancelled", "Choice", "Question", "new_folder"]
+__all__ = ["Answers", "Bench", "Choice", "Question", "new_folder"]

@@ -9,6 +9,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal
 
 from moescope.errors import CancelledError, MoescopeError
@@ -77,15 +78,18 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
 
-    def start(self, title: str, work: Callable[[Job], Any]) -> Job:
-        """Begins `work(job)` in a thread of its own."""
+    def start(self, title: str, work: Callable[[Job], Any], free: bool = False) -> Job:
+        """Begins `work(job)` in a thread of its own.
+
+        A `free` job takes no slot: it waits for a turn elsewhere, and would hold up others meanwhile.
+        """
         job = Job(title)
         with self._lock:
             ended = [known.id for known in self._jobs.values() if known.over]
             for name in ended[:-50]:  # a page may still ask for the last ones
                 del self._jobs[name]
             self._jobs[job.id] = job
-        threading.Thread(target=self._run, args=(job, work), name=f"moescope-{job.title}", daemon=True).start()
+        threading.Thread(target=self._run, args=(job, work, free), name=f"moescope-{job.title}", daemon=True).start()
         return job
 
     def get(self, name: str | None) -> Job | None:
@@ -93,9 +97,9 @@ class Jobs:
         with self._lock:
             return self._jobs.get(name or "")
 
-    def _run(self, job: Job, work: Callable[[Job], Any]) -> None:
+    def _run(self, job: Job, work: Callable[[Job], Any], free: bool) -> None:
         try:
-            with self._slots:
+            with nullcontext() if free else self._slots:
                 job.check()
                 job.state = "running"
                 job.result = work(job)

@@ -9,7 +9,7 @@ import yaml
 from dash import Dash
 from flask import Response, request
 
-from moescope.app import recipes
+from moescope.app import labform, recipes
 from moescope.app.place import parse
 from moescope.app.scene import Desk, Scene
 from moescope.edits import Recipe
@@ -36,7 +36,7 @@ def register(app: Dash, desk: Desk) -> None:
 
 
 def for_file(scene: Scene) -> Recipe:
-    """The recipe of a place as it is saved: for the store's model alone, unless another model is chosen in the lab.
+    """The recipe of a place as it is saved: for the lab's model alone.
 
     Raises:
         MoescopeError: there is none, or it cannot be read.
@@ -44,13 +44,8 @@ def for_file(scene: Scene) -> Recipe:
     recipe = recipes.read(scene.place.recipe)
     if recipe is None:
         raise MoescopeError("There is no recipe yet: select an expert and add an edit of it.")
-    model = scene.store.manifest.model
-    own = scene.place.model in (None, model.name)
-    return Recipe(
-        recipe.edits,
-        config_hash=model.config_hash if own else None,
-        note=f"made in the app on the store {scene.opened.name}",
-    )
+    note = f"made in the app on the store {scene.opened.name}"
+    return Recipe(recipe.edits, config_hash=_model(scene), note=note)
 
 
 def uploaded(scene: Scene, name: str, content: str) -> str:
@@ -68,11 +63,20 @@ def uploaded(scene: Scene, name: str, content: str) -> str:
         raise MoescopeError(f"{shown} is no text, so no recipe.") from error
     _refuse_aliases(text, shown)
     recipe = Recipe.of_text(text, shown)
-    model = scene.store.manifest.model
-    if recipe.config_hash not in (None, model.config_hash) and scene.place.model in (None, model.name):
-        raise MoescopeError(f"{shown} was made for another model than {model.name} (its configuration differs).")
+    model = _model(scene)
+    if None not in (recipe.config_hash, model) and recipe.config_hash != model:
+        raise MoescopeError(f"{shown} was made for another model than the lab's (its configuration differs).")
     recipe.require_consistent()
     return recipes.written(recipe)
+
+
+def _model(scene: Scene) -> str | None:
+    """The configuration's hash of the lab's model, None where it is not known before that is loaded."""
+    chosen, held = labform.choice(scene), scene.desk.bench.held
+    if held is not None and held[0] == chosen:
+        return held[1].config_hash
+    record = scene.store.manifest.model
+    return record.config_hash if chosen.name == record.name else None
 
 
 def _refuse_aliases(text: str, name: str) -> None:

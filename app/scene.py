@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from moescope import analysis
 from moescope.app import slicing
 from moescope.app.answers import PATIENCE, Answers
+from moescope.app.bench import Bench
 from moescope.app.jobs import Jobs
 from moescope.app.place import Place
 from moescope.app.shelf import Opened, Shelf
@@ -27,7 +28,7 @@ class Desk:
         jobs, answers: long work, and what it found.
         models: models that the lab may load besides those of the stores (named on the command line).
         trust_remote_code: whether the command line allowed a model's own code.
-        lab: the laboratory's state, made by its page.
+        bench: the lab's model and what it generated.
     """
 
     shelf: Shelf
@@ -35,6 +36,7 @@ class Desk:
     answers: Answers
     models: tuple[str, ...] = ()
     trust_remote_code: bool = False
+    bench: Bench = field(default_factory=Bench)
 
     def scene(self, place: Place, dark: bool = False) -> Scene:
         """The place with its store opened.

@@ -42,13 +42,13 @@ class Shelf:
         self.root = Path(root).resolve()
         if not self.root.is_dir():
             raise StoreError(f"{root} is no folder; name a store or a folder of stores (`moescope demo` makes one).")
-        self._alone = (self.root / MANIFEST).is_file()
+        self.alone = (self.root / MANIFEST).is_file()
         self._open: dict[str, Opened] = {}
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
         """Every store's name, also of those that cannot be opened."""
-        if self._alone:
+        if self.alone:
             return [self.root.name]
         found = []
         for folder, inside, files in os.walk(self.root):
@@ -69,9 +69,9 @@ class Shelf:
         """
         steps = name.split("/")
         wrong = any(step in ("", ".", "..") or step.startswith(".") or "\\" in step or "\0" in step for step in steps)
-        folder = self.root if self._alone and name == self.root.name else self.root.joinpath(*steps)
+        folder = self.root if self.alone and name == self.root.name else self.root.joinpath(*steps)
         # Also against a link that leads out of the folder.
-        if wrong or not folder.resolve().is_relative_to(self.root) or (self._alone and folder != self.root):
+        if wrong or not folder.resolve().is_relative_to(self.root) or (self.alone and folder != self.root):
             raise StoreError(f"There is no store {name!r} in this folder.")
         if not (folder / MANIFEST).is_file():
             raise StoreError(f"There is no store {name!r} in this folder (any more).")

@@ -104,7 +104,7 @@ def written(
             pad_token_id=model.pad_id,
             **options,
         )
-    ends = _end_tokens(model)
+    ends = end_tokens(model)
     results = []
     for prompt, row in zip(prompts, ids[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
         stop = next((place for place, token in enumerate(row) if token in ends), len(row))
@@ -132,7 +132,8 @@ def answered(
     return [found[place] for place in range(len(prompts))]
 
 
-def _end_tokens(model: Model) -> set[int | None]:
+def end_tokens(model: Model) -> set[int | None]:
+    """Ids that end a text."""
     found = getattr(model.hf.generation_config, "eos_token_id", None)
     return set(found) if isinstance(found, list) else {found}
 

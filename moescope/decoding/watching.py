@@ -11,7 +11,7 @@ import torch
 from transformers import StoppingCriteria
 
 from moescope.decoding.contrast import SelfContrast, Written
-from moescope.decoding.problems import written
+from moescope.decoding.problems import end_tokens, written
 from moescope.edits import Recipe
 from moescope.errors import MoescopeError
 from moescope.hooks import Model
@@ -57,8 +57,8 @@ def watched(
     Args:
         model: a model with a tokenizer.
         prompt: the prompt.
-        on_tokens: called with all ids written so far, after each; what it raises ends the writing, and the model is
-            what it was.
+        on_tokens: called after each token with all ids written so far, without one that ends the text; what it raises
+            ends the writing, and the model is what it was.
         recipe: edits to be live meanwhile.
         contrast: decode by self-contrast instead; its steps are kept in the result if it keeps them.
         chat: put the prompt through the chat template.
@@ -78,7 +78,12 @@ def watched(
         options["custom_generate"] = contrast
     with nullcontext() if recipe is None else model.edited(recipe):
         (one,) = written(
-            model, [text], max_new_tokens, special=special, stopping_criteria=[_Telling(on_tokens)], **options
+            model,
+            [text],
+            max_new_tokens,
+            special=special,
+            stopping_criteria=[_Telling(on_tokens, end_tokens(model))],
+            **options,
         )
     return replace(one, prompt=prompt, steps=contrast.steps[0] if contrast is not None and contrast.steps else [])
 
@@ -86,14 +91,15 @@ def watched(
 class _Telling(StoppingCriteria):
     """Stops nothing; called by `generate` after each token with all ids so far."""
 
-    def __init__(self, on_tokens: Callable[[list[int]], None]) -> None:
-        self._tell = on_tokens
+    def __init__(self, on_tokens: Callable[[list[int]], None], ends: set[int | None]) -> None:
+        self._tell, self._ends = on_tokens, ends
         self._prompt: int | None = None
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
         if self._prompt is None:  # the first call comes with the first token
             self._prompt = input_ids.shape[1] - 1
-        self._tell(input_ids[0, self._prompt :].tolist())
+        ids = input_ids[0, self._prompt :].tolist()
+        self._tell(ids[:-1] if ids[-1] in self._ends else ids)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)  # pyright: ignore
 
 

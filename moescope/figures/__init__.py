@@ -66,7 +66,6 @@ if TYPE_CHECKING:
 _HOME = {
     "expert_labels": "preferences",
     "answers_apart": "apart",
-    "expert_labels": "expert_labels",
     "balance": "balances",
     "layer_expert_grid": "grids",
     "margins": "grids",

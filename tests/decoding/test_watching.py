@@ -35,8 +35,7 @@ def test_watching_changes_nothing_and_tells_of_every_token(bundled, recipe, temp
         temperature=temperature or 1.0, seed=3,
     )  # fmt: skip
     assert (one.text, one.tokens) == (want.text, want.tokens)
-    assert [len(ids) for ids in seen] == list(range(1, len(seen) + 1))
-    assert seen[-1][: len(one.tokens)] == one.tokens
+    assert seen == [one.tokens[:n] for n in range(1, len(one.tokens) + 1)]
 
 
 def test_self_contrast_is_watched_too(bundled):
@@ -44,7 +43,16 @@ def test_self_contrast_is_watched_too(bundled):
     one = watched(bundled, PROMPT, seen.append, contrast=SelfContrast(bundled, beta=0.7, steps=True), max_new_tokens=8)
     (want,) = self_contrast(bundled, PROMPT, beta=0.7, max_new_tokens=8)
     assert (one.tokens, one.steps) == (want.tokens, want.steps)
-    assert seen[-1][: len(one.tokens)] == one.tokens
+    assert seen[-1] == one.tokens
+
+
+def test_the_end_of_a_text_is_not_told_as_a_token(bundled, monkeypatch):
+    (plain,) = generate(bundled, PROMPT, max_new_tokens=8)
+    monkeypatch.setattr(bundled.hf.generation_config, "eos_token_id", plain.tokens[4])
+    seen: list[list[int]] = []
+    one = watched(bundled, PROMPT, seen.append, max_new_tokens=8)
+    before = plain.tokens[: plain.tokens.index(plain.tokens[4])]
+    assert one.tokens == seen[-1] == before
 
 
 def test_what_the_watcher_raises_ends_it_and_leaves_no_edit(bundled):

@@ -1,0 +1,208 @@
+"""The lab's answers: streamed side by side while they are written, then token by token with both probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dash_mantine_components as dmc
+import numpy as np
+from dash import Dash, Input, Output, State, dcc, html, no_update
+
+from moescope import analysis, figures
+from moescope.app.answers import Pending
+from moescope.app.aria import named
+from moescope.app.bench import Answers, Question
+from moescope.app.jobs import Job
+from moescope.app.scene import Desk, Scene
+from moescope.errors import MoescopeError
+
+SHADES = 4  # of either colour; the palest begins at `FAINT`
+FAINT = 0.02  # of probability: smaller changes stay plain
+_BOUNDS = (FAINT, 0.1, 0.25, 0.5)
+_ABOUT = {
+    "plain": "the model as it is",
+    "edited": "under the recipe",
+    "self-contrast": "the plain model against its weaker routing",
+}
+
+
+def draw(scene: Scene) -> Any:
+    """The panel."""
+    if scene.place.run is None:
+        return html.P(
+            "Write a prompt and press Generate: the answers appear here as they are written.", className="dim"
+        )
+    asked, job = run(scene)
+    return html.Div(
+        [
+            dcc.Store(id="lab-run", data=job.id),
+            dcc.Store(id="lab-seen"),
+            dcc.Interval(id="lab-clock", interval=200, disabled=job.over),
+            html.Div(
+                [
+                    html.Div(_progress(job), id="lab-progress", role="status"),
+                    dmc.Button(
+                        "Cancel",
+                        id="lab-cancel",
+                        size="compact-xs",
+                        variant="default",
+                        n_clicks=0,
+                        style={"display": "none"} if job.over else {},
+                    ),
+                ],
+                className="lab-progress",
+            ),
+            html.Div(_columns(asked, job), id="lab-columns", className="answers"),
+        ]
+    )
+
+
+def register(app: Dash, desk: Desk) -> None:
+    """Adds the callbacks."""
+
+    @app.callback(
+        Output("lab-progress", "children"),
+        Output("lab-columns", "children"),
+        Output("lab-clock", "disabled"),
+        Output("lab-cancel", "style"),
+        Output("lab-seen", "data"),
+        Input("lab-clock", "n_intervals"),
+        Input("lab-cancel", "n_clicks"),
+        State("lab-run", "data"),
+        State("lab-seen", "data"),
+        prevent_initial_call=True,
+    )
+    def _polled(ticks: Any, cancels: Any, name: Any, seen: Any) -> Any:
+        if name not in desk.bench.runs:
+            return no_update
+        asked, job = desk.bench.runs[name]
+        if cancels and not job.over:
+            job.cancel()
+        over = job.over  # asked first: what is shown then is the end
+        now = [over, job.state, job.what, job.done, sum(map(len, (job.partial or {}).values()))]
+        if now == seen:
+            return no_update
+        return _progress(job), _columns(asked, job), over, {"display": "none"} if over else {}, now
+
+
+def run(scene: Scene) -> tuple[Question, Job]:
+    """The generation that a place shows.
+
+    Raises:
+        MoescopeError: there is none, or it is no longer in memory.
+    """
+    if scene.place.run is None:
+        raise MoescopeError("Nothing is generated yet: write a prompt and press Generate.")
+    found = scene.desk.bench.runs.get(scene.place.run)
+    if found is None:
+        raise MoescopeError("What this address showed is no longer in memory; press Generate to have it again.")
+    return found
+
+
+def compared(scene: Scene) -> Answers:
+    """The answers with what the models think of them.
+
+    Raises:
+        Pending: they are being written.
+        MoescopeError: there is nothing to compare, in a sentence.
+    """
+    _, job = run(scene)
+    if not job.over:
+        raise Pending(job)
+    if job.state != "done":
+        raise MoescopeError(job.error or "The generation was cancelled before its answers could be compared.")
+    if job.result.apart is None:
+        raise MoescopeError(
+            job.result.trouble or "There was no recipe, so there is nothing to compare: add an edit, then generate."
+        )
+    return job.result
+
+
+def moved(scene: Scene) -> Any:
+    """The figure of the routing."""
+    return figures.answers_apart(compared(scene).apart)
+
+
+def tokens(scene: Scene) -> Any:
+    """Every token of every answer, with both probabilities."""
+    frame = analysis.table(compared(scene).apart, ["answer", "place"])
+    return frame[frame["plain"].notna()].reset_index(drop=True)
+
+
+def shade(change: float) -> str:
+    """The class of a token's colour: "up1" … "up4", "down1" … "down4", or none."""
+    step = int(np.searchsorted(_BOUNDS, abs(change), side="right"))
+    return "" if not step else f"{'up' if change > 0 else 'down'}{step}"
+
+
+def _progress(job: Job) -> Any:
+    if job.state == "done":
+        return None
+    if job.state == "failed":
+        return dmc.Alert(job.error, color="red", variant="light", className="note")
+    if job.state == "cancelled":
+        return dmc.Text("Cancelled; what was written until then stays.", size="sm", c="dimmed")
+    words = f"{job.what}: {job.done:,} of {job.total:,}" if job.total else job.what or "beginning"
+    return [
+        dmc.Text(words, size="sm"),
+        dmc.Progress(
+            value=100 * job.done / job.total if job.total else 100,
+            striped=not job.total,
+            animated=not job.total,
+            size="xs",
+            **named("Generating"),
+        ),
+    ]
+
+
+def _columns(asked: Question, job: Job) -> list[Any]:
+    said: Answers | None = job.result if job.state == "done" else None
+    return [
+        html.Section(
+            [
+                html.H3([name, html.Span(_ABOUT[name], className="dim")]),
+                *(_streamed(job, name) if said is None else _whole(said, name)),
+            ],
+            className="answer",
+            **named(f"{name} answer"),
+        )
+        for name in asked.answers
+    ] + ([_legend()] if said is not None and said.apart is not None else [])
+
+
+def _streamed(job: Job, name: str) -> list[Any]:
+    text = (job.partial or {}).get(name, "")
+    return [html.P(text, className="said writing" if f"the {name} answer" in job.what and not job.over else "said")]
+
+
+def _whole(said: Answers, name: str) -> list[Any]:
+    one = said.written[name]
+    if said.apart is None:
+        body: list[Any] = [one.text]
+        below = f"{len(one.tokens)} tokens. {said.trouble}"
+    else:
+        part = said.apart.sel(answer=name).isel(place=slice(len(one.tokens)))
+        columns = ("text", "plain", "edited", "change", "plain_says", "plain_best", "edited_says", "edited_best")
+        rows = zip(*(part[column].values for column in columns), strict=True)
+        body = [_token(place, *row, one.steps) for place, row in enumerate(rows)]
+        below = f"{len(one.tokens)} tokens"
+    return [html.P(body or html.Span("(nothing)", className="dim"), className="said"), html.Div(below, className="dim")]
+
+
+def _token(
+    place: int, text: str, plain: float, edited: float, change: float, plain_says: str, plain_best: float,
+    edited_says: str, edited_best: float, steps: list[Any],
+) -> Any:  # fmt: skip
+    lines = [
+        f"token {place + 1}: {text!r}",
+        f"plain {plain:.1%}, edited {edited:.1%} ({change:+.1%})",
+        f"likeliest: plain {plain_says!r} {plain_best:.1%}, edited {edited_says!r} {edited_best:.1%}",
+    ]
+    if place < len(steps):
+        lines.append(f"self-contrast chose it at {steps[place].contrast:.1%}; weak routing {steps[place].weak:.1%}")
+    return html.Span(text, title="\n".join(lines), className=shade(change) or None)
+
+
+def _legend() -> Any:
+    chips = [html.Span("less likely under the edits", className="down3"), html.Span("likelier", className="up3")]
+    return html.Div([*chips, html.Span("point at a token for its probabilities")], className="legend dim")

@@ -1,0 +1,177 @@
+"""Writing the recipe into a copy of the checkpoint: named, asked for twice, and told how exactly it holds the edits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
+
+from moescope.app import labform, recipefiles, recipes
+from moescope.app.aria import named
+from moescope.app.bench import new_folder
+from moescope.app.jobs import Job
+from moescope.app.panels import note
+from moescope.app.place import Place, parse
+from moescope.app.scene import Desk, Scene
+from moescope.errors import MoescopeError
+
+_HIDDEN, _SHOWN = {"display": "none"}, {}
+
+
+def draw(scene: Scene) -> Any:
+    """The panel."""
+    words = "A copy of the model's checkpoint with the recipe in its weights, as `moescope apply` writes it."
+    return html.Div(
+        [
+            html.P(words, className="dim"),
+            html.Div(
+                [
+                    dmc.TextInput(id="write-name", label="New folder", placeholder="edited-model", size="xs", w=220),
+                    dmc.Button("Write…", id="write-ask", size="xs", variant="default", n_clicks=0),
+                ],
+                className="lab-row",
+            ),
+            dmc.Checkbox(
+                id="write-near",
+                label="also what a checkpoint can hold only nearly (it then says how near)",
+                checked=False,
+                size="xs",
+            ),
+            html.Div(id="write-said", role="status"),
+            dmc.Modal(
+                [
+                    html.P(id="write-words"),
+                    dmc.Group(
+                        [
+                            dmc.Button("Write it", id="write-go", size="xs", n_clicks=0),
+                            dmc.Button("Not now", id="write-no", size="xs", variant="default", n_clicks=0),
+                        ]
+                    ),
+                ],
+                id="write-modal",
+                title="Write a checkpoint?",
+                opened=False,
+                closeButtonProps=named("Close"),
+            ),
+            dcc.Store(id="write-job"),
+            dcc.Interval(id="write-clock", interval=500, disabled=True),
+            dmc.Button("Cancel", id="write-cancel", size="compact-xs", variant="default", n_clicks=0, style=_HIDDEN),
+        ],
+        className="checkpoint",
+    )
+
+
+def register(app: Dash, desk: Desk) -> None:
+    """Adds the callbacks."""
+
+    @app.callback(
+        Output("write-modal", "opened"),
+        Output("write-words", "children"),
+        Output("write-job", "data"),
+        Output("write-clock", "disabled", allow_duplicate=True),
+        Output("write-said", "children", allow_duplicate=True),
+        Input("write-ask", "n_clicks"),
+        Input("write-go", "n_clicks"),
+        Input("write-no", "n_clicks"),
+        State("write-name", "value"),
+        State("write-near", "checked"),
+        State("place", "data"),
+        prevent_initial_call=True,
+    )
+    def _asked(ask: Any, go: Any, no: Any, name: Any, near: Any, place: Any) -> Any:
+        if not place or place.get("trouble") or not ctx.triggered[0]["value"]:
+            return no_update
+        if ctx.triggered_id == "write-no":
+            return False, no_update, no_update, no_update, no_update
+        here = parse(place["href"])[0]
+        try:
+            if ctx.triggered_id == "write-ask":
+                return True, words(desk, here, str(name or "")), no_update, no_update, None
+            job = begun(desk, here, str(name or ""), bool(near))
+        except MoescopeError as error:
+            return False, no_update, no_update, no_update, note(desk.shelf.without_root(str(error)), trouble=True)
+        return False, no_update, job.id, False, _told(desk, job)
+
+    @app.callback(
+        Output("write-said", "children"),
+        Output("write-clock", "disabled"),
+        Output("write-cancel", "style"),
+        Input("write-clock", "n_intervals"),
+        Input("write-cancel", "n_clicks"),
+        State("write-job", "data"),
+        prevent_initial_call=True,
+    )
+    def _polled(ticks: Any, cancels: Any, name: Any) -> Any:
+        job = desk.jobs.get(name)
+        if job is None:
+            return no_update, True, _HIDDEN
+        if ctx.triggered_id == "write-cancel" and cancels:
+            job.cancel()
+        over = job.over
+        return _told(desk, job), over, _HIDDEN if over else _SHOWN
+
+
+def words(desk: Desk, here: Place, name: str) -> str:
+    """What would be written, where and from what.
+
+    Raises:
+        MoescopeError: there is no recipe, or no such folder can be made.
+    """
+    scene = desk.scene(here)
+    recipe = recipes.read(here.recipe)
+    if recipe is None:
+        raise MoescopeError("There is no recipe to write: add an edit first.")
+    folder = new_folder(desk.shelf.root, desk.shelf.alone, name)
+    edits = ", ".join(f"{recipes.named(one)} {recipes.said(one)}" for one in recipe.edits[:6])
+    more = f" and {len(recipe.edits) - 6} more" if len(recipe.edits) > 6 else ""
+    return (
+        f"A full copy of {labform.choice(scene).name} goes into the new folder {folder.name} of "
+        f"{desk.shelf.root.name}, with: {edits}{more}. Its source is not touched. It is kept only if it computes what "
+        "the live edits do."
+    )
+
+
+def begun(desk: Desk, here: Place, name: str, approximate: bool) -> Job:
+    """Begins to write.
+
+    Raises:
+        MoescopeError: as `words`.
+    """
+    words(desk, here, name)
+    scene = desk.scene(here)
+    chosen, recipe = labform.choice(scene), recipefiles.for_file(scene)
+    folder = new_folder(desk.shelf.root, desk.shelf.alone, name)
+    return desk.jobs.start(
+        f"writing {name}", lambda job: desk.bench.write(job, chosen, recipe, folder, approximate), free=True
+    )
+
+
+def report(done: Any) -> str:
+    """What was written and how exactly it holds the edits, from the writing's own proof."""
+    said = f"{done.path.name} is written: {len(done.changes)} tensor parts differ from the source. "
+    proof = done.proof
+    if proof is None:
+        return said + "It was not compared with the live edits."
+    if done.exact:
+        said += "It holds the edits exactly: "
+    else:
+        inexact = sum(not change.exact for change in done.changes)
+        said += (
+            f"{inexact} of them hold their edit only nearly; next-token distributions differ by "
+            f"{proof.divergence:.3g} nats from the live edits: "
+        )
+    return said + (
+        f"live and written differ by at most {proof.largest:.2g} in a logit over {proof.tokens} tokens, where the "
+        f"edits themselves change up to {proof.changed:.2g}."
+    )
+
+
+def _told(desk: Desk, job: Job) -> Any:
+    if job.state == "done":
+        return note(report(job.result))
+    if job.state == "failed":
+        return note(desk.shelf.without_root(job.error), trouble=True)
+    if job.state == "cancelled":
+        return note("Cancelled; nothing was written.")
+    return dmc.Text(f"{job.title}: {job.what or 'beginning'}", size="sm")
