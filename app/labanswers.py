@@ -99,8 +99,8 @@ def run(scene: Scene) -> tuple[Question, Job]:
     return found
 
 
-def compared(scene: Scene) -> Answers:
-    """The answers with what the models think of them.
+def compared(scene: Scene) -> Any:
+    """What the models think of the answers: `decoding.answers_apart`.
 
     Raises:
         Pending: they are being written.
@@ -115,24 +115,24 @@ def compared(scene: Scene) -> Answers:
         raise MoescopeError(
             job.result.trouble or "There was no recipe, so there is nothing to compare: add an edit, then generate."
         )
-    return job.result
+    return job.result.apart
 
 
 def moved(scene: Scene) -> Any:
     """The figure of the routing."""
-    return figures.answers_apart(compared(scene).apart)
+    return figures.answers_apart(compared(scene))
 
 
 def tokens(scene: Scene) -> Any:
     """Every token of every answer, with both probabilities."""
-    frame = analysis.table(compared(scene).apart, ["answer", "place"])
+    frame = analysis.table(compared(scene), ["answer", "place"])
     return frame[frame["plain"].notna()].reset_index(drop=True)
 
 
 def shade(change: float) -> str:
     """The class of a token's colour: "up1" … "up4", "down1" … "down4", or none."""
     step = int(np.searchsorted(_BOUNDS, abs(change), side="right"))
-    return "" if not step else f"{'up' if change > 0 else 'down'}{step}"
+    return f"{'up' if change > 0 else 'down'}{step}" if abs(change) >= FAINT else ""
 
 
 def _progress(job: Job) -> Any:
@@ -182,25 +182,23 @@ def _whole(said: Answers, name: str) -> list[Any]:
         below = f"{len(one.tokens)} tokens. {said.trouble}"
     else:
         part = said.apart.sel(answer=name).isel(place=slice(len(one.tokens)))
-        columns = ("text", "plain", "edited", "change", "plain_says", "plain_best", "edited_says", "edited_best")
-        rows = zip(*(part[column].values for column in columns), strict=True)
-        body = [_token(place, *row, one.steps) for place, row in enumerate(rows)]
+        body = [_token(part.isel(place=place), one.steps) for place in range(len(one.tokens))]
         below = f"{len(one.tokens)} tokens"
     return [html.P(body or html.Span("(nothing)", className="dim"), className="said"), html.Div(below, className="dim")]
 
 
-def _token(
-    place: int, text: str, plain: float, edited: float, change: float, plain_says: str, plain_best: float,
-    edited_says: str, edited_best: float, steps: list[Any],
-) -> Any:  # fmt: skip
+def _token(part: Any, steps: list[Any]) -> Any:
+    """One token, its colour and what a pointer says of it."""
+    values = {str(name): value.item() for name, value in part.variables.items() if value.ndim == 0}
+    place, text = values["place"], values["text"]
     lines = [
         f"token {place + 1}: {text!r}",
-        f"plain {plain:.1%}, edited {edited:.1%} ({change:+.1%})",
-        f"likeliest: plain {plain_says!r} {plain_best:.1%}, edited {edited_says!r} {edited_best:.1%}",
+        "plain {plain:.1%}, edited {edited:.1%} ({change:+.1%})".format(**values),
+        "likeliest: plain {plain_says!r} {plain_best:.1%}, edited {edited_says!r} {edited_best:.1%}".format(**values),
     ]
     if place < len(steps):
         lines.append(f"self-contrast chose it at {steps[place].contrast:.1%}; weak routing {steps[place].weak:.1%}")
-    return html.Span(text, title="\n".join(lines), className=shade(change) or None)
+    return html.Span(text, title="\n".join(lines), className=shade(values["change"]) or None)
 
 
 def _legend() -> Any:

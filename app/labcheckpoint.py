@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import dash_mantine_components as dmc
 from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
@@ -52,7 +52,7 @@ def draw(scene: Scene) -> Any:
                 id="write-modal",
                 title="Write a checkpoint?",
                 opened=False,
-                closeButtonProps=named("Close"),
+                closeButtonProps=cast("Any", named("Close")),
             ),
             dcc.Store(id="write-job"),
             dcc.Interval(id="write-clock", interval=500, disabled=True),

@@ -17,6 +17,8 @@ from moescope.errors import MoescopeError
 
 LARGEST = 64 << 10
 """Bytes of a recipe's file that are read: some thousand edits."""
+DEEPEST = 12
+"""Levels of a recipe's file: what suggested it may be nested, the edits are not."""
 
 
 def register(app: Dash, desk: Desk) -> None:
@@ -61,7 +63,7 @@ def uploaded(scene: Scene, name: str, content: str) -> str:
         text = base64.b64decode(content.partition(",")[2], validate=True).decode("utf-8")
     except (binascii.Error, UnicodeDecodeError) as error:
         raise MoescopeError(f"{shown} is no text, so no recipe.") from error
-    _refuse_aliases(text, shown)
+    _refuse_traps(text, shown)
     recipe = Recipe.of_text(text, shown)
     model = _model(scene)
     if None not in (recipe.config_hash, model) and recipe.config_hash != model:
@@ -79,10 +81,15 @@ def _model(scene: Scene) -> str | None:
     return record.config_hash if chosen.name == record.name else None
 
 
-def _refuse_aliases(text: str, name: str) -> None:
-    """A few lines of YAML can stand for billions by naming each other; a recipe has no need of names."""
+def _refuse_traps(text: str, name: str) -> None:
+    """A few lines of YAML can stand for billions by naming each other, or nest until nothing can read them."""
+    depth = 0
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise MoescopeError(f"{name} refers to parts of itself (YAML aliases); write them out.")
-    except (yaml.YAMLError, RecursionError) as error:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise MoescopeError(f"{name} refers to parts of itself (YAML aliases); write them out.")
+            if depth > DEEPEST:
+                raise MoescopeError(f"{name} nests more than {DEEPEST} levels; a recipe does not.")
+    except yaml.YAMLError as error:
         raise MoescopeError(f"{name} is neither YAML nor JSON: {str(error).splitlines()[0]}.") from error

@@ -72,7 +72,7 @@ def answers_apart(
     for one in answers.values():
         for name, values in _of_answer(model, start, one.tokens, recipe, axis, longest).items():
             rows.setdefault(name, []).append(values)
-    dims = dict.fromkeys(OF_TOKENS, ("answer", "place"))
+    dims: dict[str, tuple[str, ...]] = dict.fromkeys(OF_TOKENS, ("answer", "place"))
     dims |= dict.fromkeys(("changed", "control_changed"), ("answer", "layer"))
     dims |= dict.fromkeys(("plain_share", "edited_share", "share_change"), ("answer", "layer", "expert"))
     return xr.Dataset(

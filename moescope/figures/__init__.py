@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from moescope.figures.affinities import affinity, affinity_map, mutual_information
-    from moescope.figures.affinities import affinity
     from moescope.figures.apart import answers_apart
     from moescope.figures.atlases import atlas
     from moescope.figures.attributing import attribution
