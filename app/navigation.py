@@ -11,6 +11,7 @@ from dash.exceptions import PreventUpdate
 
 from moescope.analysis.cards import parsed
 from moescope.app import book, controls, shell, slicing
+from moescope.app.labels import label_values
 from moescope.app.panels import note
 from moescope.app.place import Place, parse
 from moescope.app.scene import Desk, Scene
@@ -195,23 +196,10 @@ def alarmed(error: Exception) -> None:
 
 def _choices(scene: Scene) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"slice": list(slicing.slices(scene.place))}
+    found["against"] = [f"slice:{name}" for name in found["slice"]]
     if scene.by is not None:
         found["label"] = label_values(scene)
+        found["against"] = [*found["label"], *found["against"]]
     if scene.place.layer is not None:
         found["expert"] = [str(expert) for expert in range(scene.site().n_experts)]
     return found
-
-
-def label_values(scene: Scene) -> list[str]:
-    """Values of the label that counts, in order; read once for a store as it stands."""
-    import pyarrow.compute as pc
-
-    by = scene.by
-    if by is None:
-        return []
-
-    def read() -> list[str]:
-        values = pc.unique(scene.store.documents([by])[by]).to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
-        return sorted(str(value) for value in values if value is not None)
-
-    return scene.compute(("label values", by), "reading the labels", read, patience=5)

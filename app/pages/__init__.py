@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moescope.app.pages.analyses import ANALYSES
+from moescope.app.pages.compare import COMPARE
 from moescope.app.pages.expert import EXPERT
 from moescope.app.pages.flow import FLOW
 from moescope.app.pages.lab import LAB
@@ -17,6 +18,7 @@ ALL: tuple[Page, ...] = (
     SPECIALISATION,
     FLOW,
     OUTLIERS,
+    COMPARE,
     LAB,
     ANALYSES,
 )

@@ -39,7 +39,9 @@ def _facts(scene: Scene) -> Any:
     """One line on the model and the capture, and what is left out of the counts now."""
     manifest, told = scene.store.manifest, model_facts(scene.store)
     model = manifest.model
-    edits = [dmc.Badge("captured under edits", color="orange", variant="light")] if manifest.edits else []
+    edits = (
+        [dmc.Badge("captured under edits", color="orange", variant="light")] if manifest.settings.get("edits") else []
+    )
     if scene.store.status != "complete":
         edits.append(dmc.Badge(f"capture {scene.store.status}", color="orange", variant="light"))
     parts = [html.Span([html.Strong(number), f" {what}"]) for number, what in told["facts"]]

@@ -51,7 +51,12 @@ if TYPE_CHECKING:
     from moescope.analysis.property_tests import npmi_from_properties
     from moescope.analysis.question import Analysis, Parameter
     from moescope.analysis.registry import ANALYSES
-    from moescope.analysis.risk import risk_difference, risk_difference_between, risk_difference_from_documents
+    from moescope.analysis.risk import (
+        risk_difference,
+        risk_difference_between,
+        risk_difference_from_documents,
+        risk_difference_of,
+    )
     from moescope.analysis.router_columns import logit_similarity
     from moescope.analysis.selection_margins import margins
     from moescope.analysis.series import fluctuation
@@ -150,6 +155,7 @@ _HOME = {
     "risk_difference": "risk",
     "risk_difference_between": "risk",
     "risk_difference_from_documents": "risk",
+    "risk_difference_of": "risk",
     "ANALYSES": "registry",
     "Analysis": "question",
     "Parameter": "question",
@@ -238,6 +244,7 @@ __all__ = [
     "risk_difference",
     "risk_difference_between",
     "risk_difference_from_documents",
+    "risk_difference_of",
     "segment_routing",
     "spread",
     "super_experts",

@@ -6,7 +6,7 @@ k experts both probabilities sum to k, so that the differences sum to 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,6 +145,57 @@ def risk_difference_between(
     test = LabelTest(permutations, seed, alternative, correction, resamples)
     notes = [PAIRED] if _same_documents(store, other) else []
     return _result(LayerAxis.of_sites(both[0]), tables, np.concatenate(tokens), code, test, attrs, notes)
+
+
+def risk_difference_of(
+    store: Store,
+    first: Mapping[str, Any],
+    second: Mapping[str, Any] | None = None,
+    names: tuple[str, str] = ("first", "second"),
+    permutations: int | None = None,
+    seed: int = 0,
+    alternative: Alternative = "two-sided",
+    correction: Correction = "bh",
+    resamples: int = 500,
+    layers: Sequence[int] | None = None,
+    phase: Phase | None = None,
+) -> xr.Dataset:
+    """The same between any two sets of documents of one store.
+
+    Args:
+        store: an open store with the routing tier.
+        first: which documents are the first set, as `where` of any analysis.
+        second: the second set; all documents that are not in the first if None.
+        names: what to call the two.
+        permutations, seed, alternative, correction, resamples, layers, phase: as in `risk_difference`.
+
+    Raises:
+        MoescopeError: a set is empty, or a document is in both.
+    """
+    if len(names) != 2 or names[0] == names[1]:
+        raise MoescopeError("`names` are two different names, one for each set.")
+    sites, every = sites_of(store, layers), labelling(store, None, None, phase)
+    one = labelling(store, None, dict(first), phase).documents
+    other = np.setdiff1d(every.documents, one) if second is None else None
+    if other is None:
+        other = labelling(store, None, dict(second or {}), phase).documents
+    both = np.intersect1d(one, other).size
+    if both:
+        raise MoescopeError(
+            f"{names[0]} and {names[1]} share {both:,} documents: a risk difference is between sets without one in "
+            "common."
+        )
+    if not other.size:
+        raise MoescopeError(f"{names[0]} is every document: there is no other to hold it against.")
+    code = np.where(np.isin(every.documents, one), 0, np.where(np.isin(every.documents, other), 1, -1))
+    kept = code >= 0
+    index = np.full(int(every.documents.max(initial=-1)) + 1, -1, dtype=np.int64)
+    index[every.documents[kept]] = np.arange(int(kept.sum()))
+    tables = [table.regrouped(index) for table in document_tables(store, sites, phase=phase)]
+    attrs = provenance(store, analysis="risk_difference", by="set", first=names[0], second=names[1], phase=phase)
+    attrs |= {"where_first": str(dict(first)), "where_second": "all others" if second is None else str(dict(second))}
+    test = LabelTest(permutations, seed, alternative, correction, resamples)
+    return _result(LayerAxis.of_sites(sites), tables, every.tokens[kept], code[kept], test, attrs)
 
 
 def risk_difference_from_documents(

@@ -20,7 +20,7 @@ DOMAIN = ["code" if d % 3 == 0 else "math" if d % 3 == 1 else "prose" for d in r
 
 
 def made_shelf(folder: Path) -> Path:
-    """`a`, `b`: the same tokens, the last layer chosen otherwise; `c`: others. Expert 3 of layer 0 likes code."""
+    """`a`, `b`: one corpus, the last layer chosen otherwise; `c`, `even`: others. Expert 3 of layer 0 likes code."""
     prefer = np.zeros((DOCUMENTS, 3, 6))
     prefer[::3, 0, 3] = 3
     truth = random_truth(np.random.default_rng(0), DOCUMENTS, WIDTHS, K, prefer=prefer)
@@ -31,6 +31,8 @@ def made_shelf(folder: Path) -> Path:
     write(folder / "b", changed, WIDTHS, {"domain": DOMAIN}, vocabulary=words, cuts=2)
     other = random_truth(np.random.default_rng(1), 12, WIDTHS, K)
     write(folder / "c", other, WIDTHS, {"domain": DOMAIN[:12]})
+    even = random_truth(np.random.default_rng(2), 12, [4, 4, 4], [2, 2, 2])
+    write(folder / "even", even, [4, 4, 4], {"domain": DOMAIN[:12]})
     return folder
 
 

@@ -1,0 +1,20 @@
+"""What a label can be."""
+
+from __future__ import annotations
+
+from moescope.app.scene import Scene
+
+
+def label_values(scene: Scene) -> list[str]:
+    """Values of the label that counts, in order; read once for a store as it stands."""
+    import pyarrow.compute as pc
+
+    by = scene.by
+    if by is None:
+        return []
+
+    def read() -> list[str]:
+        values = pc.unique(scene.store.documents([by])[by]).to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+        return sorted(str(value) for value in values if value is not None)
+
+    return scene.compute(("label values", by), "reading the labels", read, patience=5)
