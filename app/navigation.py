@@ -202,4 +202,7 @@ def _choices(scene: Scene) -> dict[str, list[str]]:
         found["against"] = [*found["label"], *found["against"]]
     if scene.place.layer is not None:
         found["expert"] = [str(expert) for expert in range(scene.site().n_experts)]
+    page = book.PAGES.get(scene.place.page)
+    if page is not None and page.choices is not None:
+        found |= page.choices(scene)
     return found

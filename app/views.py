@@ -115,6 +115,7 @@ class Page:
         views: its panels in reading order; rows fill twelve columns.
         controls: what it needs beside the common controls, each from a scene (`moescope.app.controls`).
         register: adds callbacks of its own: (dash app, desk).
+        choices: what there is to choose from in its own controls, by field, where that changes with the place.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Page:
     views: tuple[View, ...]
     controls: tuple[Callable[[Scene], Any], ...] = ()
     register: Callable[[Any, Any], None] | None = None
+    choices: Callable[[Scene], dict[str, list[str]]] | None = None
 
     def shown(self, place: Place) -> list[View]:
         """The panels that are there: not those that `?hide=` names, nor those that need what is not chosen."""

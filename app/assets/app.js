@@ -23,7 +23,7 @@ window.dash_clientside = window.dash_clientside || {};
     /* Outlines the selected expert in a map whose x is the expert and whose y is the layer. */
     mark: function (place, figure, id) {
       const meta = figure && figure.layout && figure.layout.meta;
-      if (!place || !meta || !meta.marks) return "";
+      if (!place || !meta || !(meta.marks || meta.points)) return "";
       window.setTimeout(function () {
         const name = JSON.stringify(id, Object.keys(id).sort());
         const box = document.getElementById(name);
@@ -31,7 +31,19 @@ window.dash_clientside = window.dash_clientside || {};
         if (!plot || !plot.layout || !window.Plotly) return;
         const kept = (plot.layout.shapes || []).filter((shape) => shape.name !== "selected");
         const has = (plot.layout.shapes || []).length;
-        if (place.layer !== null && place.expert !== null && place.layer !== undefined) {
+        if (meta.points) {
+          // A map of points: each carries [layer, expert, …], wherever it stands.
+          const sees = (ids) => ids && String(ids[0]) === String(place.layer) && Number(ids[1]) === place.expert;
+          for (const trace of place.expert === null ? [] : plot.data) {
+            const at = (trace.customdata || []).findIndex(sees);
+            if (at >= 0)
+              kept.push({
+                name: "selected", type: "circle", xref: "x", yref: "y", xsizemode: "pixel", ysizemode: "pixel", layer: "above",
+                xanchor: plot.calcdata[plot.data.indexOf(trace)][at].x, yanchor: plot.calcdata[plot.data.indexOf(trace)][at].y,
+                x0: -11, x1: 11, y0: -11, y1: 11, line: { width: 2.5, color: "#d6336c" },
+              });
+          }
+        } else if (place.layer !== null && place.expert !== null && place.layer !== undefined) {
           const row = meta.marks.indexOf(String(place.layer));
           if (row >= 0) for (const [x, y] of meta.axes || [["x", "y"]])
             kept.push({

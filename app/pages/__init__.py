@@ -7,6 +7,7 @@ from moescope.app.pages.compare import COMPARE
 from moescope.app.pages.expert import EXPERT
 from moescope.app.pages.flow import FLOW
 from moescope.app.pages.lab import LAB
+from moescope.app.pages.map import MAP
 from moescope.app.pages.outliers import OUTLIERS
 from moescope.app.pages.overview import OVERVIEW
 from moescope.app.pages.specialisation import SPECIALISATION
@@ -17,6 +18,7 @@ ALL: tuple[Page, ...] = (
     EXPERT,
     SPECIALISATION,
     FLOW,
+    MAP,
     OUTLIERS,
     COMPARE,
     LAB,

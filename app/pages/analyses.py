@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import dash_mantine_components as dmc
 from dash import html
 
 from moescope import analysis, figures
 from moescope.app import controls, optioncontrols, options
 from moescope.app.aria import named
+from moescope.app.linestocopy import copied
 from moescope.app.links import to
 from moescope.app.scene import Scene
 from moescope.app.views import BlockView, FigureView, Page, TableView
@@ -93,11 +93,11 @@ def _same(scene: Scene) -> Any:
     command = options.command(question, [scene.opened.name], given, rows)
     ways = [
         html.H3("On the command line"),
-        _copied("command line", command)
+        copied("command line", command)
         if command is not None
         else html.P("The command line takes labels, not single documents; Python can say it.", className="dim"),
         html.H3("In Python"),
-        _copied("Python line", options.python(question, [scene.opened.name], given)),
+        copied("Python line", options.python(question, [scene.opened.name], given)),
         html.P("Both in the folder that the app shows.", className="dim"),
         html.H3("Tables of this answer"),
         html.P(_tables(scene, result), className="tables-of"),
@@ -121,20 +121,12 @@ def _tables(scene: Scene, result: xr.Dataset) -> list[Any]:
     return found
 
 
-def _copied(what: str, line: str) -> Any:
-    """A line of code with a button that copies it."""
-    button = dmc.Button(
-        "Copy", size="compact-xs", variant="default", **{"data-copy": line}, **named(f"Copy the {what}")
-    )
-    return html.Div([html.Code(line, tabIndex=0), button], className="copied")
-
-
 def _instead(scene: Scene, question: analysis.Analysis, why: str) -> Any:
     """Why it cannot be asked here, and the command that asks it."""
     takes = [scene.opened.name if name == "store" else _PLACEHOLDERS[name] for name in question.inputs]
     shown: list[Any] = [html.P(why, className="dim")]
     if question.inputs != ("store",):
-        shown.append(_copied(f"command of {question.name}", options.command(question, takes, {}) or ""))
+        shown.append(copied(f"command of {question.name}", options.command(question, takes, {}) or ""))
     return html.Div(shown)
 
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from moescope.analysis.maps import expert_map, expert_map_from_features, gate_map, token_map
     from moescope.analysis.markers import cognitive_experts, npmi_markers
     from moescope.analysis.matching import neuron_matching
+    from moescope.analysis.nearest import map_groups, nearest_experts, preferred_labels
     from moescope.analysis.offloading import offload
     from moescope.analysis.outliers import super_experts, super_experts_from_maxima
     from moescope.analysis.output_norms import norm_against_score
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from moescope.analysis.tcess_scores import tcess, tcess_from_documents, token_scores
     from moescope.analysis.token_classes import CLASSES, npmi_classes
     from moescope.analysis.token_ids import npmi_tokens
+    from moescope.analysis.token_places import documents_of_tokens, first_places
     from moescope.analysis.transitions import transition_counts
     from moescope.analysis.vocabulary import vocabulary_from_counts, vocabulary_specialisation
     from moescope.analysis.watching import watched
@@ -111,6 +113,11 @@ _HOME = {
     "expert_map_from_features": "maps",
     "gate_map": "maps",
     "token_map": "maps",
+    "map_groups": "nearest",
+    "nearest_experts": "nearest",
+    "preferred_labels": "nearest",
+    "documents_of_tokens": "token_places",
+    "first_places": "token_places",
     "neuron_matching": "matching",
     "gate_similarity": "similarities",
     "weight_similarity": "similarities",
@@ -202,6 +209,7 @@ __all__ = [
     "divergence",
     "document_counts",
     "document_tokens",
+    "documents_of_tokens",
     "domain_specialisation",
     "domain_specialisation_from_documents",
     "examples",
@@ -212,6 +220,7 @@ __all__ = [
     "experts_for",
     "find_documents",
     "findings",
+    "first_places",
     "fluctuation",
     "gate_map",
     "gate_similarity",
@@ -220,7 +229,9 @@ __all__ = [
     "load",
     "load_from_counts",
     "logit_similarity",
+    "map_groups",
     "margins",
+    "nearest_experts",
     "neuron_matching",
     "norm_against_score",
     "npmi",
@@ -238,6 +249,7 @@ __all__ = [
     "paths",
     "placement",
     "placement_from_counts",
+    "preferred_labels",
     "prepare",
     "redundant_pairs",
     "replay_ids",

@@ -6,6 +6,7 @@ Source: UMAP (arXiv 1802.03426), by umap-learn; trustworthiness as Venna & Kaski
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from moescope.analysis.counts import document_tables, labelling, sites_of, token
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.question import LAYERS, SEED, Analysis, Parameter
 from moescope.analysis.similarities import Layers, axis_of, layers_of
+from moescope.analysis.token_places import first_places
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 By = Literal["profile", "tokens", "outputs"]
 
+_ALONE = threading.Lock()
 FEWEST = 6
 """Points below which there is nothing to lay out."""
 QUALITY = (
@@ -88,7 +91,8 @@ def lay_out(
     rng = np.random.default_rng(seed)
     # UMAP scales its start to the range of each axis: features of one dimension need something to scale on the other.
     begin = np.where(np.ptp(start, axis=0) > 1e-9, start, rng.normal(size=start.shape))
-    with warnings.catch_warnings():
+    # One at a time: numba's own threads end the process where two Python threads start them at once.
+    with _ALONE, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own choices of threads and of small graphs
         model = umap.UMAP(
             n_neighbors=max(2, near), min_dist=min_dist, random_state=seed, n_jobs=1, init=begin.astype(np.float32),
@@ -130,6 +134,19 @@ def expert_map(
     Raises:
         MoescopeError: what the map needs is not there, or too few experts have it.
     """
+    axis, tables, attrs = expert_features(store, by, label, layers, vocabulary)
+    found = dict(enumerate(tables))
+    return _expert_map(found, axis, attrs | {"analysis": "expert_map"}, neighbours, min_dist, seed)
+
+
+def expert_features(
+    store: Store, by: By, label: str | None, layers: Sequence[int] | None, vocabulary: int
+) -> tuple[LayerAxis, list[np.ndarray], dict[str, Any]]:
+    """What `expert_map` lays out: (layers, [expert, feature] of each with NaN rows without features, attributes).
+
+    Raises:
+        MoescopeError: what the map needs is not there.
+    """
     if by not in ("profile", "tokens", "outputs"):
         raise MoescopeError('`by` is "profile", "tokens" or "outputs"; for router rows use `gate_map`.')
     sites = sites_of(store, layers)
@@ -141,10 +158,9 @@ def expert_map(
             )
         sites = [site for site in sites if site.key in record.sites]
     label = label or (store.labels[0] if store.labels else None)
-    found = dict(enumerate(_features(store, sites, by, label, vocabulary)))
+    tables = _features(store, sites, by, label, vocabulary)
     attrs = provenance(store, by=by, label=label if by == "profile" else None, vocabulary=vocabulary)
-    attrs |= {"analysis": "expert_map", "features": FEATURES[by]}
-    return _expert_map(found, LayerAxis.of_sites(sites), attrs, neighbours, min_dist, seed)
+    return LayerAxis.of_sites(sites), tables, attrs | {"features": FEATURES[by]}
 
 
 def gate_map(rows: Layers, neighbours: int = 15, min_dist: float = 0.1, seed: int = 0) -> xr.Dataset:
@@ -219,8 +235,10 @@ def token_map(
         neighbours, min_dist, seed: as in `lay_out`.
 
     Returns:
-        Dataset with dims (token): x, y, count; coordinates token (id) and text; and (): trustworthiness,
-        trustworthiness_chance, trustworthiness_pca, points.
+        Dataset with dims (token): x, y, count, and document and place, where it occurs first; (token, layer):
+        top_expert, to which it goes most, and top_share, which share of its selections; coordinates token (id) and
+        text; and (): ids, how many token ids the store has; covered, the share of its tokens that the map's ids make;
+        trustworthiness, trustworthiness_chance, trustworthiness_pca, points.
 
     Raises:
         MoescopeError: too few token ids occur so often.
@@ -231,16 +249,20 @@ def token_map(
     chosen = np.sort(name[order[size[order] >= min_count][:most]])
     if chosen.size < FEWEST:
         raise MoescopeError(f"Only {chosen.size} token ids occur {min_count} times: lower `min_count`.")
-    blocks = []
+    blocks, best = [], []
     for site in sites:
         pairs = token_counts(store, site)
         place = np.searchsorted(chosen, pairs.group).clip(max=chosen.size - 1)
         here = chosen[place] == pairs.group
         table = np.zeros((chosen.size, site.n_experts))
         table[place[here], pairs.expert[here]] = pairs.count[here]
-        blocks.append(np.sqrt(table / np.maximum(table.sum(axis=1, keepdims=True), 1)))
+        share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+        best.append((share.argmax(axis=1), share.max(axis=1)))
+        blocks.append(np.sqrt(share))
     layout = lay_out(np.concatenate(blocks, axis=1) / np.sqrt(len(blocks)), neighbours, min_dist, seed)
     texts = store.vocabulary()
+    document, place = first_places(store, chosen)
+    count = size[np.searchsorted(name, chosen)]
     attrs = provenance(store, layers=None if layers is None else list(layers), min_count=min_count, most=most) | {
         "analysis": "token_map",
         "features": FEATURES["token"],
@@ -251,10 +273,18 @@ def token_map(
         {
             "x": ("token", layout.points[:, 0]),
             "y": ("token", layout.points[:, 1]),
-            "count": ("token", size[np.searchsorted(name, chosen)]),
+            "count": ("token", count),
+            "document": ("token", document),
+            "place": ("token", place),
+            "top_expert": (("token", "layer"), np.stack([expert for expert, _ in best], axis=1)),
+            "top_share": (("token", "layer"), np.stack([share for _, share in best], axis=1)),
+            "ids": ((), int((size > 0).sum())),
+            "covered": ((), float(count.sum() / size.sum())),
         }
         | _quality(layout),
         coords={
+            "layer": [site.layer for site in sites],
+            "site": ("layer", np.array([site.key for site in sites], dtype=object)),
             "token": chosen,
             "text": ("token", np.array([texts.get(int(token), "") for token in chosen], dtype=object)),
         },

@@ -8,8 +8,9 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from moescope.errors import MoescopeError
 from moescope.figures.axes import layer_names
-from moescope.figures.theme import GREY, colour_bar, plain, template
+from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, template
 
 READ = (
     "Points that stand together are alike in {features}. Trustworthiness {true:.2f} (dealt at random {chance:.2f}, "
@@ -24,47 +25,105 @@ def read(result: xr.Dataset) -> str:
     return READ.format(features=result.attrs["features"], **_quality(result))
 
 
-def expert_map(result: xr.Dataset) -> go.Figure:
-    """Draws experts as points, coloured by layer.
+def expert_map(
+    result: xr.Dataset, values: xr.DataArray | None = None, name: str = "layer", only: xr.DataArray | None = None
+) -> go.Figure:
+    """Draws experts as points, coloured by layer or by anything that is known of each.
 
     How to read it: see `READ`.
 
     Args:
         result: from `analysis.expert_map` or `expert_map_from_features`.
+        values: (layer, expert) numbers, drawn on a scale, or texts, drawn as kinds with a legend ("" for none); the
+            layer if None. Layers are matched by their site; what has no value is grey.
+        name: of the values.
+        only: (layer, expert) bool: all other experts are faint and answer to no click.
+
+    Raises:
+        MoescopeError: `only` leaves nothing.
     """
     x, y = result["x"].values, result["y"].values
-    row, expert = np.nonzero(~np.isnan(x))
     names = np.array(layer_names(result), dtype=object)
-    layers = result["layer"].values.astype(float)
-    trace = go.Scatter(
-        x=x[row, expert],
-        y=y[row, expert],
-        customdata=np.stack([names[row], expert.astype(object)], axis=-1),
-        mode="markers",
-        marker={
-            "color": layers[row],
-            "coloraxis": "coloraxis",
-            "size": 9 if row.size < 300 else 6,
-            "opacity": 0.85,
-            "line": {"width": 0.6, "color": GREY},
-        },
-        name="experts",
-        hovertemplate="<b>layer %{customdata[0]}, expert %{customdata[1]}</b><extra></extra>",
+    layers = np.broadcast_to(result["layer"].values.astype(float)[:, None], x.shape)
+    held = layers if values is None else _fitted(values, result)
+    shown = ~np.isnan(x) & (True if only is None else _fitted(only, result).astype(bool))
+    if not shown.any():
+        raise MoescopeError("No expert of the map is in this group.")
+    row, expert = np.nonzero(shown)
+    about = np.stack([names[row], expert.astype(object), held[row, expert]], axis=-1)
+    size = 10 if row.size < 300 else 7 if row.size < 2000 else 5
+    common: dict[str, Any] = {"mode": "markers"}
+    traces = []
+    faint = ~np.isnan(x) & ~shown
+    if faint.any():
+        traces.append(
+            go.Scatter(
+                x=x[faint], y=y[faint], hoverinfo="skip", showlegend=False, name="others",
+                marker={"color": GREY, "size": size - 2, "opacity": 0.18}, **common,
+            )
+        )  # fmt: skip
+    template = "<b>layer %{customdata[0]}, expert %{customdata[1]}</b>"
+    if held.dtype == object:
+        kinds = [kind for kind in sorted({str(kind) for kind in held[shown]}) if kind]
+        for place, kind in enumerate([*kinds, ""]):
+            mine = np.array([str(value) == kind for value in about[:, 2]], dtype=bool)
+            if not mine.any():
+                continue
+            shown_name = plain(kind) if kind else "none beyond chance" if name != "group" else "linked with none"
+            marker = _kind(place) if kind else {"color": GREY, "symbol": "circle", "opacity": 0.5}
+            traces.append(
+                go.Scatter(
+                    x=x[row[mine], expert[mine]], y=y[row[mine], expert[mine]], customdata=about[mine],
+                    marker={"opacity": 0.9, "line": {"width": 0.6, "color": GREY}} | marker | {"size": size},
+                    name=shown_name, hovertemplate=f"{template}<br>{name}: {shown_name}<extra></extra>", **common,
+                )
+            )  # fmt: skip
+    else:
+        told = "" if values is None else f"<br>{name}: %{{customdata[2]:.4~g}}"
+        colour = held[row, expert].astype(float)
+        unknown = np.isnan(colour)
+        for mine, marker in (
+            (unknown, {"color": GREY, "opacity": 0.4}),
+            (~unknown, {"color": colour[~unknown], "coloraxis": "coloraxis", "opacity": 0.9}),
+        ):
+            if not mine.any():
+                continue
+            traces.append(
+                go.Scatter(
+                    x=x[row[mine], expert[mine]], y=y[row[mine], expert[mine]], customdata=about[mine, : 2 if values is None else 3],
+                    marker=marker | {"size": size, "line": {"width": 0.6, "color": GREY}}, name="experts",
+                    hovertemplate=f"{template}{told}<extra></extra>", showlegend=False, **common,
+                )
+            )  # fmt: skip
+    without = int(result["exists"].values.sum() - (~np.isnan(x)).sum()) if "exists" in result else 0
+    said = [f"{without} experts have no features and no place" if without else ""]
+    if only is not None:
+        said.insert(0, f"{row.size} of {int((~np.isnan(x)).sum())} experts in colour")
+    figure = _figure(result, traces, name, {"nticks": 8}, "; ".join(part for part in said if part))
+    figure.update_layout(
+        meta={"points": [str(layer) for layer in names]},
+        showlegend=held.dtype == object,
+        legend={"title": {"text": name}, "itemsizing": "constant"},
     )
-    return _figure(result, trace, "layer", {"nticks": 8})
+    return figure
 
 
 gate_map = expert_map
 
 
-def token_map(result: xr.Dataset, named: int = 40) -> go.Figure:
-    """Draws token ids as points, coloured by how often they occur; the most frequent ones of each place are named.
+def token_map(result: xr.Dataset, named: int = 40, layer: str | int | None = None) -> go.Figure:
+    """Draws token ids as points; the most frequent ones of each place are named.
 
-    How to read it: see `READ`.
+    How to read it: see `READ`. How many of the store's token ids are drawn, and by what rule, stands over the map.
 
     Args:
         result: from `analysis.token_map`.
         named: how many tokens are written out at most; fewer where they would stand on one another.
+        layer: coloured by the share that one expert of this layer takes of a token's selections; how often a token
+            occurs if None.
+
+    Raises:
+        MoescopeError: the result has no such layer.
     """
     count = result["count"].values.astype(float)
     # Quotes come back as written: plotly shows their entities as they are, and in running text they do nothing.
@@ -73,34 +132,82 @@ def token_map(result: xr.Dataset, named: int = 40) -> go.Figure:
     ]
     points = np.stack([result["x"].values, result["y"].values], axis=-1)
     frequent = _apart(points, np.argsort(-count, kind="stable"), named)
+    if layer is None:
+        name, colour, extra = "occurrences", np.log10(count), np.zeros(count.size)
+        ticks = np.arange(np.floor(colour.min()), np.ceil(colour.max()) + 1)
+        bar: dict[str, Any] = {"tickvals": ticks, "ticktext": [f"{10**t:,.0f}" for t in ticks]}
+        told = ""
+    else:
+        names = layer_names(result)
+        if str(layer) not in names:
+            raise MoescopeError(f"The map of tokens has no layer {layer}; it has {', '.join(names)}.")
+        row = names.index(str(layer))
+        name, bar = f"share of one expert, layer {names[row]}", {"nticks": 6, "tickformat": ".0%"}
+        colour, extra = result["top_share"].values[:, row], result["top_expert"].values[:, row]
+        told = f"<br>expert %{{customdata[5]}} of layer {names[row]} takes %{{customdata[6]:.0%}} of its selections"
+    about = [np.array(texts, dtype=object), result["token"].values, count, result["document"].values]
+    about += [result["place"].values, extra, colour]
     trace = go.Scatter(
         x=result["x"].values,
         y=result["y"].values,
         text=[text if place in frequent else "" for place, text in enumerate(texts)],
-        customdata=np.stack([np.array(texts, dtype=object), result["token"].values, count], axis=-1),
+        customdata=np.stack(about, axis=-1),
         mode="markers+text",
         textposition="top center",
         textfont={"size": 10},
         marker={
-            "color": np.log10(count),
+            "color": colour,
             "coloraxis": "coloraxis",
-            "size": 7 if count.size < 500 else 4,
+            "size": 7 if count.size < 500 else 5,
             "opacity": 0.8,
             "line": {"width": 0.6, "color": GREY},
         },
+        # A lasso changes what is chosen, not how it looks: faint points would say "not here".
+        selected={"marker": {"opacity": 1}},
+        unselected={"marker": {"opacity": 0.35}},
         name="tokens",
         hovertemplate=(
-            "<b>%{customdata[0]}</b><br>token id %{customdata[1]}, %{customdata[2]:,.0f} times<extra></extra>"
+            "<b>%{customdata[0]}</b><br>token id %{customdata[1]}, %{customdata[2]:,.0f} times, first in document "
+            f"%{{customdata[3]}}{told}<extra></extra>"
         ),
     )
-    ticks = np.arange(np.floor(np.log10(count.min())), np.ceil(np.log10(count.max())) + 1)
-    return _figure(result, trace, "occurrences", {"tickvals": ticks, "ticktext": [f"{10**t:,.0f}" for t in ticks]})
+    said = (
+        f"{count.size:,} of {int(result['ids']):,} token ids: the most frequent, each at least "
+        f"{result.attrs['min_count']} times, {float(result['covered']):.0%} of all tokens"
+    )
+    return _figure(result, [trace], name, bar, said)
 
 
-def _figure(result: xr.Dataset, trace: go.Scatter, colour: str, bar: dict[str, Any]) -> go.Figure:
-    figure = go.Figure(trace)
+def _fitted(values: xr.DataArray, result: xr.Dataset) -> np.ndarray:
+    """Values in the rows and columns of the map; NaN, "" or False where they have none."""
+    sites = [str(site) for site in values["site"].values] if "site" in values.coords else None
+    keys = [str(site) for site in result["site"].values]
+    own = sites if sites is not None else [f"L{int(layer):03d}" for layer in values["layer"].values]
+    given = values.transpose("layer", "expert").values
+    empty: Any = "" if given.dtype == object else False if given.dtype == bool else np.nan
+    found = np.full(result["x"].shape, empty, dtype=given.dtype if given.dtype in (object, bool) else float)
+    wide = min(found.shape[1], given.shape[1])
+    for row, key in enumerate(keys):
+        if key in own:
+            found[row, :wide] = given[own.index(key), :wide]
+    return found
+
+
+def _kind(place: int) -> dict[str, Any]:
+    """Colour and shape of the n-th kind: the shape changes when the colours are used up."""
+    colours = [BLUE, ORANGE, "#2a9d78", "#b65a92", "#c9a227", "#6f5fc4"]
+    symbols = ["circle", "diamond", "square", "triangle-up", "cross", "star"]
+    return {"color": colours[place % len(colours)], "symbol": symbols[place // len(colours) % len(symbols)]}
+
+
+def _figure(
+    result: xr.Dataset, traces: list[go.Scatter], colour: str, bar: dict[str, Any], said: str = ""
+) -> go.Figure:
+    figure = go.Figure(traces)
     blank = {"showgrid": False, "showticklabels": False, "zeroline": False, "title": {"text": ""}}
-    points = np.stack([np.asarray(trace.x, dtype=float), np.asarray(trace.y, dtype=float)], axis=-1)
+    points = np.concatenate(
+        [np.stack([np.asarray(t.x, dtype=float), np.asarray(t.y, dtype=float)], axis=-1) for t in traces]
+    )
     low, high = _bulk(points)
     beyond = int(((points < low) | (points > high)).any(axis=1).sum())
     figure.update_xaxes(blank | {"range": [low[0], high[0]]})
@@ -115,12 +222,13 @@ def _figure(result: xr.Dataset, trace: go.Scatter, colour: str, bar: dict[str, A
         title={
             "text": f"trustworthiness {quality['true']:.2f}"
             f"<br><sup>dealt at random {quality['chance']:.2f}, first two principal components {quality['pca']:.2f}; "
-            f"{int(result['points'])} points{far}</sup>"
+            f"{int(result['points'])} points{far}{'<br>' if said else ''}{said}; laid out with seed "
+            f"{result.attrs['seed']}</sup>"
         },
         coloraxis={
             "colorbar": {"title": {"text": colour, "side": "right"}} | bar | colour_bar(480),
         },
-        margin_t=70,
+        margin={"t": 86, "b": 16, "l": 16},
     )
     return figure
 
