@@ -90,7 +90,8 @@ def expert_map(
                 continue
             traces.append(
                 go.Scatter(
-                    x=x[row[mine], expert[mine]], y=y[row[mine], expert[mine]], customdata=about[mine, : 2 if values is None else 3],
+                    x=x[row[mine], expert[mine]], y=y[row[mine], expert[mine]],
+                    customdata=about[mine, : 2 if values is None else 3],
                     marker=marker | {"size": size, "line": {"width": 0.6, "color": GREY}}, name="experts",
                     hovertemplate=f"{template}{told}<extra></extra>", showlegend=False, **common,
                 )

@@ -132,9 +132,10 @@ def test_the_map_of_tokens_shows_text_as_written():
     result = xr.Dataset(
         {"x": ("token", np.arange(3.0)), "y": ("token", np.arange(3.0)), "count": ("token", np.array([5, 500, 50]))}
         | dict.fromkeys(("trustworthiness", "trustworthiness_chance", "trustworthiness_pca"), ((), 0.5))
-        | {"points": ((), 3)},
+        | {"points": ((), 3), "ids": ((), 40), "covered": ((), 0.5)}
+        | {"document": ("token", [1, 2, 2]), "place": ("token", [0, 4, 5])},
         coords={"token": [7, 8, 9], "text": ("token", np.array(["a", HOSTILE, "\n"], dtype=object))},
-        attrs={"features": "x", "analysis": "token_map"},
+        attrs={"features": "x", "analysis": "token_map", "min_count": 5, "seed": 3},
     )
     figure = maps.token_map(result, named=2)
     (dots,) = figure.data
@@ -143,6 +144,7 @@ def test_the_map_of_tokens_shows_text_as_written():
     assert "%{x}" in dots.text[1]  # printed: text is no template
     assert dots.text[2] == "\\n"
     np.testing.assert_allclose(dots.marker.color, np.log10([5, 500, 50]))
+    assert "3 of 40 token ids" in figure.layout.title.text
 
 
 def test_matched_pairs_stand_beside_their_null():
@@ -172,7 +174,7 @@ def test_far_points_do_not_blow_up_the_frame():
         | dict.fromkeys(("trustworthiness", "trustworthiness_chance", "trustworthiness_pca"), ((), 0.5))
         | {"points": ((), 301)},
         coords={"token": np.arange(301), "text": ("token", np.array([f"t{n}" for n in range(301)], dtype=object))},
-        attrs={"features": "x", "analysis": "token_map"},
+        attrs={"features": "x", "analysis": "token_map", "min_count": 5, "seed": 3},
     )
     figure = maps.token_map(result, named=1000)
     assert figure.layout.xaxis.range[1] < 10
