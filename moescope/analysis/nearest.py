@@ -107,7 +107,7 @@ def map_groups(
     edges = np.cumsum([0, *(int(keep.sum()) for keep in there)])
     parts = []
     for place, keep in enumerate(there):
-        part = np.full(len(keep), np.nan)
+        part = np.full(keep.shape, np.nan)
         part[keep] = group[edges[place] : edges[place + 1]]
         parts.append(part)
     cell = ("layer", "expert")

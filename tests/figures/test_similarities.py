@@ -172,7 +172,8 @@ def test_far_points_do_not_blow_up_the_frame():
     result = xr.Dataset(
         {"x": ("token", points[:, 0]), "y": ("token", points[:, 1]), "count": ("token", np.arange(301) + 1)}
         | dict.fromkeys(("trustworthiness", "trustworthiness_chance", "trustworthiness_pca"), ((), 0.5))
-        | {"points": ((), 301)},
+        | {"points": ((), 301), "ids": ((), 301), "covered": ((), 1.0)}
+        | {"document": ("token", np.arange(301)), "place": ("token", np.arange(301))},
         coords={"token": np.arange(301), "text": ("token", np.array([f"t{n}" for n in range(301)], dtype=object))},
         attrs={"features": "x", "analysis": "token_map", "min_count": 5, "seed": 3},
     )
