@@ -98,4 +98,4 @@ def _files(scene: Scene) -> Any:
         accept=".yaml,.yml,.json",
         multiple=False,
     )
-    return html.Div([load, *(saved if scene.place.recipe else [])], className="recipe-files")
+    return html.Div([html.Label(load), *(saved if scene.place.recipe else [])], className="recipe-files")

@@ -51,6 +51,11 @@ class Visitor:
         self.page.goto(self.base + href)
         return self.settle()
 
+    def arrive(self, href: str) -> Visitor:
+        """Waits until the address is this one (whatever follows it), and its page is drawn."""
+        self.page.wait_for_url(lambda url: url.removeprefix(self.base).startswith(href), timeout=15_000)
+        return self.settle()
+
     def settle(self, seconds: float = 60) -> Visitor:
         """Waits until no panel is waiting."""
         self.page.wait_for_timeout(250)
