@@ -7,13 +7,12 @@ from typing import Any, cast
 import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 
-from moescope.app import book, controls, editbar
+from moescope.app import book, controls, editbar, stores
 from moescope.app.aria import CURRENT, SILENT, named
 from moescope.app.links import to
 from moescope.app.panels import grid_of, note
 from moescope.app.place import PAGES, Place
 from moescope.app.scene import Desk
-from moescope.errors import MoescopeError
 
 INDEX = """<!DOCTYPE html>
 <html lang="en">
@@ -108,7 +107,7 @@ def page(desk: Desk, here: Place, trouble: str | None) -> Any:
             ways.insert(0, to(Place("overview", here.store), f"Overview of {here.store}"))
         return [note(trouble, trouble=True), html.Div(ways, className="ways")]
     if here.store is None:
-        return _shelf(desk)
+        return stores.page(desk)
     shown = book.PAGES[here.page]
     scene = desk.scene(here)
     extra = [control(scene) for control in shown.controls]
@@ -188,26 +187,3 @@ def _help() -> Any:
         opened=False,
         closeButtonProps=cast("Any", named("Close")),
     )
-
-
-def _shelf(desk: Desk) -> Any:
-    names = desk.shelf.names()
-    if not names:
-        return note("There is no store in this folder yet. `moescope demo` or `moescope capture` makes one.")
-    cards = []
-    for name in names:
-        try:
-            store = desk.shelf.open(name).store
-            model = store.manifest.model
-            about = (
-                f"{store.n_tokens:,} tokens of {store.n_documents:,} documents, {len(store.sites)} MoE layers; "
-                f"{', '.join(store.tiers)}"
-            )
-            badge = html.Span(store.status, className="badge good" if store.status == "complete" else "badge")
-            inside = [html.Strong(model.name), html.Div(about, className="dim")]
-        except (MoescopeError, OSError) as error:
-            badge = html.Span("cannot be read", className="badge bad")
-            inside = [html.Div(desk.shelf.without_root(str(error)), className="dim")]
-        head = html.Div([to(Place("overview", name), name), badge], className="shelf-head")
-        cards.append(html.Article([head, *inside], className="panel"))
-    return [dmc.Title("Stores", order=1, size="h3", mb="md"), html.Div(cards, className="shelf")]

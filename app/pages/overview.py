@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import dash_mantine_components as dmc
 import xarray as xr
 from dash import html
 
@@ -39,11 +38,9 @@ def _facts(scene: Scene) -> Any:
     """One line on the model and the capture, and what is left out of the counts now."""
     manifest, told = scene.store.manifest, model_facts(scene.store)
     model = manifest.model
-    edits = (
-        [dmc.Badge("captured under edits", color="orange", variant="light")] if manifest.settings.get("edits") else []
-    )
+    edits = [html.Span("captured under edits", className="badge")] if manifest.settings.get("edits") else []
     if scene.store.status != "complete":
-        edits.append(dmc.Badge(f"capture {scene.store.status}", color="orange", variant="light"))
+        edits.append(html.Span(f"capture {scene.store.status}", className="badge"))
     parts = [html.Span([html.Strong(number), f" {what}"]) for number, what in told["facts"]]
     captured = f"{manifest.corpus.source}; {', '.join(scene.store.tiers)}; {model.dtype}"
     return html.Div(
@@ -68,7 +65,7 @@ def _narrowed(scene: Scene) -> list[Any]:
         found.append(f"{place.phase} only")
     if place.slice is not None:
         found.append(f"slice {place.slice}; margins and outliers: all documents")
-    return [dmc.Badge(words, variant="light", tt="none") for words in found]
+    return [html.Span(words, className="badge") for words in found]
 
 
 def _grid(scene: Scene) -> Any:
