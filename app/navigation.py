@@ -10,7 +10,7 @@ from dash import ALL, Dash, Input, Output, State, ctx, no_update, set_props
 from dash.exceptions import PreventUpdate
 
 from moescope.analysis.cards import parsed
-from moescope.app import book, controls, shell, slicing
+from moescope.app import book, controls, shell, slicebar, slicing
 from moescope.app.labels import label_values
 from moescope.app.panels import note
 from moescope.app.place import Place, parse
@@ -24,6 +24,7 @@ def register(app: Dash, desk: Desk) -> None:
     """Adds the callbacks."""
     controls.register(app)
     shell.register(app)
+    slicebar.register(app, desk)
 
     @app.callback(
         Output("place", "data"),
@@ -53,7 +54,7 @@ def register(app: Dash, desk: Desk) -> None:
         page = no_update if same else shell.page(desk, here, now.get("trouble"))
         names = [{"value": name, "label": name} for name in now["names"]]
         said = [note(line) for line in notes]
-        return now, page, shell.menu(here), said, names, here.store, "embedded" if here.embed else ""
+        return now, page, shell.menu(here), said, names, here.store, _frame(here)
 
     @app.callback(
         Output("url", "href", allow_duplicate=True),
@@ -192,6 +193,12 @@ def alarmed(error: Exception) -> None:
     logging.getLogger(__name__).error("a callback failed", exc_info=error)
     shown = str(error) if isinstance(error, MoescopeError) else f"{type(error).__name__}: {error}"
     set_props("alarm", {"children": dmc.Alert(shown, title="Something failed", color="red", withCloseButton=True)})
+
+
+def _frame(here: Place) -> str:
+    """Classes of the whole page."""
+    kinds = {"embedded": here.embed, "sliced": here.slice is not None}
+    return " ".join(kind for kind, holds in kinds.items() if holds)
 
 
 def _choices(scene: Scene) -> dict[str, list[str]]:

@@ -153,6 +153,9 @@ def _head(view: View, scene: Scene) -> Any:
         tools.append(dmc.Button("CSV", size="compact-xs", variant="subtle", color="gray", **_act("csv", view)))
         tools.append(dmc.Button("Parquet", size="compact-xs", variant="subtle", color="gray", **_act("parquet", view)))
     tools.append(_tool("Fill the window (Escape leaves)", "⤢", **_act("full", view)))
+    if "slice" not in view.reads and scene.place.page != "lab":
+        words = "Not of the slice: this panel counts all documents, or none"
+        tools.insert(0, html.Span("not sliced", className="unsliced badge", title=words))
     heading: list[Any] = [dmc.Title(view.title, order=2, size="h5", id=f"title-{view.name}")]
     if view.controls:
         heading.append(html.Div([control(scene) for control in view.controls], className="panel-controls"))

@@ -188,6 +188,11 @@ def parse(href: str) -> tuple[Place, tuple[str, ...]]:
     return Place(**found), tuple(notes)
 
 
+def longest() -> int:
+    """Characters that one field of an address may have."""
+    return _LONGEST
+
+
 def coerced(name: str, text: str) -> Any:
     """A field's value from what a control gives; None if it cannot be that."""
     kinds = {field.name: str(field.type) for field in fields(Place)}

@@ -7,7 +7,7 @@ from typing import Any, cast
 import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 
-from moescope.app import book, controls, editbar, stores
+from moescope.app import book, controls, editbar, slicebar, stores
 from moescope.app.aria import CURRENT, SILENT, named
 from moescope.app.links import to
 from moescope.app.panels import grid_of, note
@@ -119,7 +119,7 @@ def page(desk: Desk, here: Place, trouble: str | None) -> Any:
                     className="page-title",
                 ),
                 html.Div(
-                    [*controls.common(scene), *extra, editbar.bar()],
+                    [*controls.common(scene), slicebar.bar(), *extra, editbar.bar()],
                     className="controls",
                     role="group",
                     **named("Selection"),

@@ -82,14 +82,13 @@ def _labels(scene: Scene) -> Any:
 
 
 def _to_cell(scene: Scene, point: dict[str, Any]) -> Place | None:
-    """Selects the expert and the label of a map's cell; the last number of its details says which label."""
-    there = to_expert(scene.place, point)
+    """Selects the expert and the label of a map's cell; the last number of the map's details says which label."""
+    there, traces = to_expert(scene.place, point), _labels(scene).data
     try:
-        index = int(point["customdata"][-1])
+        index = int(traces[int(point["curveNumber"])].customdata[0][0][-1])
     except (KeyError, IndexError, TypeError, ValueError):
         return there
-    labels = _preferences(scene)["label"].values
-    return there if there is None or not 0 <= index < len(labels) else there.go(by=scene.by, label=str(labels[index]))
+    return None if there is None else there.go(by=scene.by, label=str(_preferences(scene)["label"].values[index]))
 
 
 def _cells(scene: Scene) -> pd.DataFrame:

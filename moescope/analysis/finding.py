@@ -108,7 +108,7 @@ def find_documents(
     Args:
         store: an open store.
         text: what their text must hold, whatever the case of its letters; no pattern, every character is itself.
-        where: label -> value or values to keep.
+        where: label -> value or values to keep; "document" -> numbers.
         sort: "document" (its number), "id", "source", "n_tokens" or a label; what has none comes last.
         descending: the largest first.
         offset, limit: which of them to return.
@@ -126,6 +126,10 @@ def find_documents(
         raise MoescopeError(f"Documents have no {sort!r} to sort by; they have {', '.join([*SORTS, *store.labels])}.")
     kept = np.ones(table.num_rows, dtype=bool)
     for label, wanted in (where or {}).items():
+        if label == "document":
+            numbers = pa.array([wanted] if isinstance(wanted, int | str) else list(wanted)).cast(pa.int64())
+            kept &= pc.is_in(table["document"], numbers).to_numpy(zero_copy_only=False)
+            continue
         if label not in store.labels:
             known = ", ".join(store.labels) or "none"
             raise MoescopeError(f"The store has no label {label!r}; its labels: {known}.")

@@ -8,7 +8,7 @@ from tests.analysis.made_stores import Made, random_truth
 from tests.analysis.paired_stores import changed, write_tiers
 
 WIDTHS, K = [6, 4, 5], [2, 1, 3]
-WHERE = {"domain": "a"}
+WHERE = {"label": {"domain": "a"}, "documents": {"document": list(range(0, 18, 3))}}
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +38,23 @@ ASKED = {
     "coactivation": lambda pair, where: analysis.coactivation(pair[0], where=where, groups=3),
     "affinity": lambda pair, where: analysis.affinity(pair[0], "all", where=where, permutations=0),
     "paths": lambda pair, where: analysis.paths(pair[0], where=where, draws=0),
+    "load": lambda pair, where: analysis.load(pair[0], where=where),
+    "npmi_tokens": lambda pair, where: analysis.npmi_tokens(pair[0], least=1, where=where),
+    "vocabulary": lambda pair, where: analysis.vocabulary_specialisation(pair[0], least=2, where=where),
+    "caches": lambda pair, where: analysis.caches(pair[0], [4], where=where, draws=0, resamples=0),
+    "consistency": lambda pair, where: analysis.consistency(pair[0], where=where, draws=0, resamples=0),
     "placement": lambda pair, where: analysis.placement(pair[0], 2, "eplb", where=where, uneven=True, draws=5),
 }
 DRAWN = ("seconds", "control_overlap", "control_top1")
 """Where the clock, or the number of a document, decides: the controls rotate each sequence by a hash of both."""
 
 
+@pytest.mark.parametrize("by", WHERE)
 @pytest.mark.parametrize("name", ASKED)
-def test_a_filter_gives_what_the_filtered_corpus_gives(stores, name):
+def test_a_filter_gives_what_the_filtered_corpus_gives(stores, name, by):
     whole, part = stores
-    filtered, captured = ASKED[name](whole, WHERE), ASKED[name](part, None)
+    ASKED[name](whole, {"document": [1, 2, 3, 4, 5]})  # what other documents gave must not be given again
+    filtered, captured = ASKED[name](whole, WHERE[by]), ASKED[name](part, None)
     for variable in set(filtered.data_vars) - set(DRAWN):
         np.testing.assert_allclose(
             filtered[variable].values.astype(float), captured[variable].values.astype(float), err_msg=str(variable)
