@@ -41,6 +41,9 @@ class Place:
         doc, token: a document's number, and a token's place in it (from 0).
         step: where a replay stands; None when nothing is replayed.
         start: the first token of a long document that is shown.
+        held: a token of the document that others are compared with.
+        listed: the first document of the list that is shown.
+        word: a token id whose occurrences are listed; hit: the first of them that is shown.
         other: the second store of a comparison (`with=` in the URL).
         against: a value of the label, or `slice:` and a slice's name, to hold texts against; None: all others.
         recipe: edits, as `moescope.app.recipes` writes them.
@@ -85,6 +88,10 @@ class Place:
     token: int | None = None
     step: int | None = None
     start: int | None = None
+    held: int | None = None
+    listed: int | None = None
+    word: int | None = None
+    hit: int | None = None
     other: str | None = None
     against: str | None = None
     recipe: str | None = None
@@ -130,7 +137,9 @@ class Place:
         if "question" in changes and changes["question"] != self.question:
             changes = {"options": None} | changes
         if "doc" in changes and changes["doc"] != self.doc:
-            changes = {"token": None, "step": None, "start": None} | changes
+            changes = {"token": None, "step": None, "start": None, "held": None} | changes
+        if any(name in changes and changes[name] != getattr(self, name) for name in ("find", "by", "label", "slice")):
+            changes = {"listed": None, "word": None, "hit": None} | changes
         return replace(self, **changes)
 
     @property

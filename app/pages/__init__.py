@@ -11,6 +11,7 @@ from moescope.app.pages.map import MAP
 from moescope.app.pages.outliers import OUTLIERS
 from moescope.app.pages.overview import OVERVIEW
 from moescope.app.pages.specialisation import SPECIALISATION
+from moescope.app.pages.text import TEXT
 from moescope.app.views import Page
 
 ALL: tuple[Page, ...] = (
@@ -19,6 +20,7 @@ ALL: tuple[Page, ...] = (
     SPECIALISATION,
     FLOW,
     MAP,
+    TEXT,
     OUTLIERS,
     COMPARE,
     LAB,

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from moescope.analysis.output_norms import norm_against_score
     from moescope.analysis.pairs import PairCounts
     from moescope.analysis.pairwise import redundant_pairs
-    from moescope.analysis.passages import passage, token_routing
+    from moescope.analysis.passages import passage, passage_routes, token_routing
     from moescope.analysis.pathways import paths
     from moescope.analysis.placements import placement, placement_from_counts
     from moescope.analysis.preparing import prepare
@@ -80,6 +80,7 @@ _HOME = {
     "margins": "selection_margins",
     "find_documents": "finding",
     "passage": "passages",
+    "passage_routes": "passages",
     "token_occurrences": "finding",
     "token_routing": "passages",
     "tokens_matching": "finding",
@@ -246,6 +247,7 @@ __all__ = [
     "output_similarity_from_arrays",
     "overlap_of",
     "passage",
+    "passage_routes",
     "paths",
     "placement",
     "placement_from_counts",

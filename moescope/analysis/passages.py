@@ -84,6 +84,57 @@ def passage(store: Store, document: int, layer: int | str, start: int = 0, stop:
     return xr.Dataset(variables, coords=coords, attrs=attrs)
 
 
+def passage_routes(store: Store, document: int, start: int = 0, stop: int | None = None) -> xr.Dataset:
+    """Which experts each token of a stretch of a document went to, in every layer: what a replay steps through.
+
+    How to read it: token by token the selections add up; under equal load each expert of a layer would have
+    tokens x top-k / experts of them, and a stretch of one document need not be near that.
+
+    Args:
+        store: an open store with the routing tier.
+        document: its number.
+        start, stop: tokens of the document, counted from its first stored one; to its end if `stop` is None.
+
+    Returns:
+        Dataset with dims (token, layer, rank): expert (ids, -1 where there is none); coordinates token, site, n_experts
+        and top_k.
+
+    Raises:
+        MoescopeError: no such document, no routing tier, or a range outside the document.
+    """
+    contents = contents_of(store)
+    total = contents.n_tokens(document)
+    stop = total if stop is None else min(stop, total)
+    if not 0 <= start <= stop:
+        raise MoescopeError(f"document {document} has {total} tokens: there are none from {start} to {stop}.")
+    sites = list(store.sites)
+    expert = np.full((stop - start, len(sites), max(site.top_k for site in sites)), -1, dtype=np.int32)
+    at = 0
+    for part in contents.stretches(document, start, stop):
+        found = part.shard.routings(("expert", "valid"), part.rows)
+        n = part.rows.stop - part.rows.start
+        for place, site in enumerate(sites):
+            ids, valid = found[site.key].expert.astype(np.int32), found[site.key].valid
+            expert[at : at + n, place, : site.top_k] = ids if valid is None else np.where(valid, ids, -1)
+        at += n
+    attrs = provenance(store, analysis="passage_routes", document=document, start=start, stop=stop)
+    attrs |= {"null": "none: it shows what was captured", "table": "token, layer, rank"}
+    return xr.Dataset(
+        {"expert": (("token", "layer", "rank"), expert)},
+        coords=_layers(sites) | {"token": np.arange(start, stop), "rank": np.arange(expert.shape[2])},
+        attrs=attrs,
+    )
+
+
+def _layers(sites: Sequence[Any]) -> dict[str, Any]:
+    return {
+        "layer": ("layer", np.array([site.layer for site in sites]), {"long_name": "model layer index"}),
+        "site": ("layer", np.array([site.key for site in sites], dtype=object)),
+        "n_experts": ("layer", np.array([site.n_experts for site in sites])),
+        "top_k": ("layer", np.array([site.top_k for site in sites])),
+    }
+
+
 def token_routing(store: Store, row: int) -> xr.Dataset:
     """Where one token went: its experts, weights, entropy and margin in every layer.
 
@@ -122,13 +173,7 @@ def token_routing(store: Store, row: int) -> xr.Dataset:
     cell = ("layer", "rank")
     variables: dict[str, Any] = {"expert": (cell, expert), "weight": (cell, weight), "share": (cell, share)}
     variables |= {name: ("layer", values) for name, values in level.items()}
-    coords = {
-        "layer": ("layer", np.array([site.layer for site in sites]), {"long_name": "model layer index"}),
-        "rank": np.arange(widest),
-        "site": ("layer", np.array([site.key for site in sites], dtype=object)),
-        "n_experts": ("layer", np.array([site.n_experts for site in sites])),
-        "top_k": ("layer", np.array([site.top_k for site in sites])),
-    }
+    coords = _layers(sites) | {"rank": np.arange(widest)}
     attrs = provenance(store, analysis="token_routing", **_about(store, contents, shard, at))
     attrs |= {"missing": MISSING, "null": "none: it shows what was captured", "table": "layer, rank"}
     return xr.Dataset(variables, coords=coords, attrs=attrs)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from moescope.figures.pathways import paths
     from moescope.figures.placements import placement
     from moescope.figures.preferences import expert_labels
+    from moescope.figures.replays import replay
     from moescope.figures.risk import risk_difference, risk_difference_between
     from moescope.figures.segments import consistency
     from moescope.figures.series import fluctuation
@@ -68,6 +69,7 @@ _HOME = {
     "balance": "balances",
     "layer_expert_grid": "grids",
     "margins": "grids",
+    "replay": "replays",
     "token_routing": "token_maps",
     "attention_sinks": "first_token",
     "relearning": "forgetting",
@@ -167,6 +169,7 @@ __all__ = [
     "paths",
     "placement",
     "relearning",
+    "replay",
     "risk_difference",
     "risk_difference_between",
     "solving",

@@ -36,14 +36,15 @@ def token_routing(result: xr.Dataset) -> go.Figure:
         shared_yaxes=True,
         column_widths=[0.64, 0.18, 0.18],
         horizontal_spacing=0.02,
-        subplot_titles=[f"experts of “{plain(result.attrs['text'])}”, coloured by weight", "entropy, nats", "margin"],
+        subplot_titles=[f"experts of “{_short(result.attrs['text'])}”", "entropy", "margin"],
     )
     figure.add_trace(_experts(result), row=1, col=1)
     figure.add_trace(_numbers(result), row=1, col=1)
     for column, name, unit in ((2, "entropy", " nats"), (3, "margin", "")):
         figure.add_trace(_level(result, name, unit), row=1, col=column)
         figure.update_yaxes(layer_axis(result, title={"text": ""}), row=1, col=column)
-        figure.update_xaxes(rangemode="tozero", nticks=4, row=1, col=column)
+        figure.update_xaxes(rangemode="tozero", nticks=3, tickangle=0, row=1, col=column)
+    figure.update_xaxes(title_text="nats", row=1, col=2)
     ranks = result.sizes["rank"]
     figure.update_xaxes(
         title_text="rank",
@@ -59,6 +60,7 @@ def token_routing(result: xr.Dataset) -> go.Figure:
         template=template("light"),
         height=130 + height,
         showlegend=False,
+        hoverdistance=-1,  # the nearest expert answers, wherever in its cell the pointer is
         bargap=0.35,
         # The faint part of the scale alone, on which numbers can be read in either mode; the tooltip has the shares.
         coloraxis={"cmin": 0, "cmax": 2.5 * float(np.nanmax(result["share"].values, initial=1e-9)), "showscale": False},
@@ -67,45 +69,56 @@ def token_routing(result: xr.Dataset) -> go.Figure:
     return figure
 
 
-def _experts(result: xr.Dataset) -> go.Heatmap:
+def _short(text: str, most: int = 16) -> str:
+    return plain(text if len(text) <= most else text[:most] + "…")
+
+
+def _facts(result: xr.Dataset) -> np.ndarray:
+    """[layer, rank, 5]: site key, layer, expert, weight, experts of the layer."""
     expert = result["expert"].values
-    there = expert >= 0
-    names = np.array(layer_names(result), dtype=object)
     data = np.empty((*expert.shape, 5), dtype=object)
     data[..., 0] = result["site"].values[:, None]
     data[..., 1] = result["layer"].values[:, None]
     data[..., 2] = expert
     data[..., 3] = result["weight"].values
     data[..., 4] = result["n_experts"].values[:, None]
+    return data
+
+
+def _experts(result: xr.Dataset) -> go.Heatmap:
     return go.Heatmap(
-        z=np.where(there, result["share"].values, np.nan),
+        z=np.where(result["expert"].values >= 0, result["share"].values, np.nan),
         x=result["rank"].values + 1,
-        y=names,
+        y=np.array(layer_names(result), dtype=object),
         coloraxis="coloraxis",
-        customdata=data,
-        hoverongaps=False,
+        customdata=_facts(result),
+        hoverinfo="skip",
         xgap=1,
         ygap=1,
         name="experts",
-        hovertemplate=(
-            "layer %{y}, <b>expert %{customdata[2]}</b> of %{customdata[4]}<br>rank %{x}: weight "
-            "%{customdata[3]:.3g}, %{z:.0%} of the token's<extra></extra>"
-        ),
     )
 
 
 def _numbers(result: xr.Dataset) -> go.Scatter:
-    """Their own trace, in the template's ink: of the colours plotly picks for a map's text, some cannot be read."""
+    """Their own trace, in the template's ink: of the colours plotly picks for a map's text, some cannot be read.
+
+    It answers the pointer too: dash tells which point of a scatter was clicked, and of a map only where.
+    """
     rows, ranks = np.nonzero(result["expert"].values >= 0)
     names = layer_names(result)
+    facts = np.concatenate([_facts(result), result["share"].values[..., None].astype(object)], axis=-1)
     return go.Scatter(
         x=ranks + 1,
         y=[names[row] for row in rows],
         mode="text",
         text=[str(expert) for expert in result["expert"].values[rows, ranks]],
         textfont={"size": 9 if len(names) > 40 else 11},
-        hoverinfo="skip",
+        customdata=facts[rows, ranks],
         name="numbers",
+        hovertemplate=(
+            "layer %{y}, <b>expert %{customdata[2]}</b> of %{customdata[4]}<br>rank %{x}: weight "
+            "%{customdata[3]:.3g}, %{customdata[5]:.0%} of the token's<extra></extra>"
+        ),
     )
 
 
