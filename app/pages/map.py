@@ -60,7 +60,15 @@ def _experts(scene: Scene) -> Any:
     laid, paint = _map(scene), scene.place.paint or "layer"
     if paint not in _PAINTS:
         raise MoescopeError(f"Experts are coloured by one of {', '.join(_PAINTS)}, not {paint!r}.")
-    return figures.expert_map(laid, _values(scene, paint), _NAMES.get(paint, _PAINTS[paint]).lower(), _only(scene))
+    values, only = _values(scene, paint), _only(scene)
+    note = ""
+    if paint == "group":
+        found = _groups(scene)
+        note = (
+            f"{int(found['groups'])} groups, the largest of {int(found['largest'])}; "
+            f"of features dealt anew {int(found['null_largest'])}"
+        )
+    return figures.expert_map(laid, values, _NAMES.get(paint, _PAINTS[paint].lower()), only, note)
 
 
 def _values(scene: Scene, paint: str) -> xr.DataArray | None:

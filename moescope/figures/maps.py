@@ -26,7 +26,11 @@ def read(result: xr.Dataset) -> str:
 
 
 def expert_map(
-    result: xr.Dataset, values: xr.DataArray | None = None, name: str = "layer", only: xr.DataArray | None = None
+    result: xr.Dataset,
+    values: xr.DataArray | None = None,
+    name: str = "layer",
+    only: xr.DataArray | None = None,
+    note: str = "",
 ) -> go.Figure:
     """Draws experts as points, coloured by layer or by anything that is known of each.
 
@@ -38,6 +42,7 @@ def expert_map(
             layer if None. Layers are matched by their site; what has no value is grey.
         name: of the values.
         only: (layer, expert) bool: all other experts are faint and answer to no click.
+        note: words on the values, over the map: their null.
 
     Raises:
         MoescopeError: `only` leaves nothing.
@@ -50,6 +55,7 @@ def expert_map(
     if not shown.any():
         raise MoescopeError("No expert of the map is in this group.")
     row, expert = np.nonzero(shown)
+    ids = np.stack([np.broadcast_to(names[:, None], x.shape), np.indices(x.shape)[1].astype(object)], axis=-1)
     about = np.stack([names[row], expert.astype(object), held[row, expert]], axis=-1)
     size = 10 if row.size < 300 else 7 if row.size < 2000 else 5
     common: dict[str, Any] = {"mode": "markers"}
@@ -58,13 +64,15 @@ def expert_map(
     if faint.any():
         traces.append(
             go.Scatter(
-                x=x[faint], y=y[faint], hoverinfo="skip", showlegend=False, name="others",
+                x=x[faint], y=y[faint], customdata=ids[faint], hoverinfo="skip", showlegend=False, name="others",
                 marker={"color": GREY, "size": size - 2, "opacity": 0.18}, **common,
             )
         )  # fmt: skip
     template = "<b>layer %{customdata[0]}, expert %{customdata[1]}</b>"
     if held.dtype == object:
-        kinds = [kind for kind in sorted({str(kind) for kind in held[shown]}) if kind]
+        # Of all experts, so that a kind keeps its colour when the others turn faint.
+        kinds = sorted({str(kind) for kind in held[~np.isnan(x)]} - {""}, key=lambda kind: (len(kind), kind))
+        kinds = kinds if all(kind.isdigit() for kind in kinds) else sorted(kinds)
         for place, kind in enumerate([*kinds, ""]):
             mine = np.array([str(value) == kind for value in about[:, 2]], dtype=bool)
             if not mine.any():
@@ -100,7 +108,7 @@ def expert_map(
     said = [f"{without} experts have no features and no place" if without else ""]
     if only is not None:
         said.insert(0, f"{row.size} of {int((~np.isnan(x)).sum())} experts in colour")
-    figure = _figure(result, traces, name, {"nticks": 8}, "; ".join(part for part in said if part))
+    figure = _figure(result, traces, name, {"nticks": 8}, "; ".join(part for part in [*said, note] if part))
     figure.update_layout(
         meta={"points": [str(layer) for layer in names]},
         showlegend=held.dtype == object,

@@ -297,7 +297,8 @@ class Store:
         """The app on this store, inline in a notebook: `store.explore("expert", layer=3, expert=7)`.
 
         Args:
-            page: the page to begin with: overview, expert, text, specialisation, flow, map, outliers, compare, lab.
+            page: the page to begin with: overview, expert, text, specialisation, flow, map, outliers, compare, lab,
+                analyses.
             height: pixels of the frame.
             place: what is chosen: layer, expert, by, label, …; see `moescope.app.Place`.
         """

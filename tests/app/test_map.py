@@ -36,14 +36,14 @@ def scene(desk, **place):
 
 
 def carried(figure):
-    return [tuple(one[:2]) for trace in figure.data if trace.customdata is not None for one in trace.customdata]
+    return [tuple(one[:2]) for trace in figure.data if trace.hoverinfo != "skip" for one in trace.customdata]
 
 
 def test_points_keep_their_ids_under_filtering(held):
     _, desk = held
-    whole = carried(view("expert-map").draw(scene(desk)))
+    whole = carried(drawn(scene(desk)))
     assert sorted(whole) == sorted([("2", e) for e in range(6)] + [("4", e) for e in range(5)])
-    part = view("expert-map").draw(scene(desk, only="layer 4"))
+    part = drawn(scene(desk, only="layer 4"))
     assert sorted(carried(part)) == [("4", e) for e in range(5)]
     assert sum(len(trace.x) for trace in part.data) == 11  # the others are there, faint
     assert page._to_expert(Place("map", "made"), {"customdata": ["4", 3, 1.0], "pointNumber": 0}).expert_name == "L4E3"
@@ -54,7 +54,7 @@ def test_points_keep_their_ids_under_filtering(held):
 def test_a_lasso_is_a_slice_of_the_documents_that_hold_the_tokens(held):
     truth, desk = held
     here = scene(desk)
-    figure = view("token-map").draw(here)
+    figure = drawn(here, "token-map")
     points = [{"customdata": list(one)} for one in figure.data[0].customdata[:2]]
     ids = [one["customdata"][1] for one in points]
     there = page._lassoed(here, points)
@@ -68,7 +68,7 @@ def test_a_lasso_is_a_slice_of_the_documents_that_hold_the_tokens(held):
 
 def test_a_token_leads_to_its_first_place(held):
     truth, desk = held
-    figure = view("token-map").draw(scene(desk))
+    figure = drawn(scene(desk), "token-map")
     one = figure.data[0].customdata[3]
     there = parse(page._to_token(Place("map", "made"), {"customdata": list(one)}).href)[0]
     first = int(np.flatnonzero(truth.token_id == one[1])[0])
@@ -79,18 +79,18 @@ def test_a_token_leads_to_its_first_place(held):
 def test_the_note_says_how_many_are_left_out(held):
     truth, desk = held
     here = scene(desk)
-    figure = view("token-map").draw(here)
+    figure = drawn(here, "token-map")
     result = here.ask("token_map")
     count = np.bincount(truth.token_id)
     assert f"{result.sizes['token']} of {(count > 0).sum()} token ids" in figure.layout.title.text
     assert float(result["covered"]) == pytest.approx(count[count >= 20].sum() / count.sum())
 
 
-def drawn(here):
-    """The map, once what it waits for is there."""
+def drawn(here, name="expert-map"):
+    """A panel, once what it waits for is there."""
     while True:
         try:
-            return view("expert-map").draw(here)
+            return view(name).draw(here)
         except Pending as pending:
             pending.job.wait(60)
 
@@ -110,6 +110,6 @@ def test_nearest_in_the_page_are_those_of_the_analysis(held):
     here = scene(desk, layer="2", expert=1)
     found = analysis.nearest_experts(here.store, "L002", 1)
     rows = analysis.table(found).sort_values("distance").dropna()
-    text = str(view("near").draw(here))
+    text = str(drawn(here, "near"))
     best = rows.iloc[0]
     assert f"L{best.layer:.0f}E{best.expert:.0f}" in text
