@@ -17,10 +17,10 @@ from moescope.app.views import Page
 ALL: tuple[Page, ...] = (
     OVERVIEW,
     EXPERT,
+    TEXT,
     SPECIALISATION,
     FLOW,
     MAP,
-    TEXT,
     OUTLIERS,
     COMPARE,
     LAB,
