@@ -170,7 +170,9 @@ def _said(scene: Scene) -> Any:
         return NAMES.get(str(part["plan"].item()), str(part["plan"].item()))
 
     gap = float(best["gap"])
-    proved = f"at most {gap:.1%} above the fewest crossings possible where it was fitted" if gap == gap else "no bound"
+    proved = f"at most {gap:.1%} of its crossings could still be saved where it was fitted"
+    if gap != gap:
+        proved = "no bound is known with replicas"
     parts = [
         [html.Strong(f"{float(best['crossings_per_token']):.2f}"), f" crossings per token with {name(best)}"],
         [
@@ -320,8 +322,8 @@ FLOW = Page(
             name="plans",
             title="Every placement",
             how="Crossings per token with 95 % limits over held-out documents; p is the share of random placements "
-            "that cross no more; gap is how far above the fewest possible crossings the method can be at most, on the "
-            "half it was fitted to. Imbalance is the busiest device's load over its fair share.",
+            "that cross no more; gap is the share of its crossings that could at most still be saved, on the half it "
+            "was fitted to. Imbalance is the busiest device's load over its fair share.",
             reads=_SIMULATION,
             frame=_plans,
             columns={
