@@ -192,7 +192,10 @@ window.dash_clientside = window.dash_clientside || {};
     const data = shown.data.slice(); // not restyle: it would forget that layers are categories
     data[0] = { ...data[0], z };
     data[1] = { ...data[1], x, y };
-    window.Plotly.react(shown, data, shown.layout);
+    const most = Math.max(1, ...z.flat().map((n) => n || 0));
+    const layout = { ...shown.layout, coloraxis: { ...shown.layout.coloraxis, cmin: 0, cmax: most } };
+    shown.style.minHeight = `${shown.layout.height}px`; // its row may be lower
+    window.Plotly.react(shown, data, layout);
   }
   /* A table of noughts, and nothing where a layer has no such expert. */
   function base(shown) {

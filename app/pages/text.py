@@ -324,7 +324,7 @@ def _search(scene: Scene) -> Any:
 def _words(scene: Scene, text: str) -> Any:
     found = analysis.tokens_matching(scene.store, text, _WORDS)
     if not found:
-        return html.P("No token of the vocabulary has these characters.", className="dim")
+        return html.P("No single token of the vocabulary has these characters.", className="dim")
     chips = [
         to(
             scene.place.go(word=one.token_id, hit=None),

@@ -79,6 +79,10 @@ def replay(result: xr.Dataset, steps: int | None = None) -> go.Figure:
         template=template("light"),
         height=96 + height,
         margin={"t": 16},
-        coloraxis={"cmin": 0, "colorbar": {"title": {"text": "tokens"}} | colour_bar(height)},
+        coloraxis={
+            "cmin": 0,
+            "cmax": max(float(np.nanmax(counts)), 1),
+            "colorbar": {"title": {"text": "tokens"}} | colour_bar(height),
+        },
     )
     return figure
