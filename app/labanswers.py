@@ -182,23 +182,23 @@ def _whole(said: Answers, name: str) -> list[Any]:
         below = f"{len(one.tokens)} tokens. {said.trouble}"
     else:
         part = said.apart.sel(answer=name).isel(place=slice(len(one.tokens)))
-        body = [_token(part.isel(place=place), one.steps) for place in range(len(one.tokens))]
+        columns = {str(name): part[name].values for name in part if part[name].dims == ("place",)}
+        rows = [{name: values[place] for name, values in columns.items()} for place in range(len(one.tokens))]
+        body = [_token(place, row, one.steps) for place, row in enumerate(rows)]
         below = f"{len(one.tokens)} tokens"
     return [html.P(body or html.Span("(nothing)", className="dim"), className="said"), html.Div(below, className="dim")]
 
 
-def _token(part: Any, steps: list[Any]) -> Any:
+def _token(place: int, values: dict[str, Any], steps: list[Any]) -> Any:
     """One token, its colour and what a pointer says of it."""
-    values = {str(name): value.item() for name, value in part.variables.items() if value.ndim == 0}
-    place, text = values["place"], values["text"]
     lines = [
-        f"token {place + 1}: {text!r}",
+        f"token {place + 1}: {values['text']!r}",
         "plain {plain:.1%}, edited {edited:.1%} ({change:+.1%})".format(**values),
         "likeliest: plain {plain_says!r} {plain_best:.1%}, edited {edited_says!r} {edited_best:.1%}".format(**values),
     ]
     if place < len(steps):
         lines.append(f"self-contrast chose it at {steps[place].contrast:.1%}; weak routing {steps[place].weak:.1%}")
-    return html.Span(text, title="\n".join(lines), className=shade(values["change"]) or None)
+    return html.Span(values["text"], title="\n".join(lines), className=shade(values["change"]) or None)
 
 
 def _legend() -> Any:

@@ -149,7 +149,8 @@ def begun(desk: Desk, here: Place, name: str, approximate: bool) -> Job:
 
 def report(done: Any) -> str:
     """What was written and how exactly it holds the edits, from the writing's own proof."""
-    said = f"{done.path.name} is written: {len(done.changes)} tensor parts differ from the source. "
+    parts = "1 tensor part differs" if len(done.changes) == 1 else f"{len(done.changes)} tensor parts differ"
+    said = f"{done.path.name} is written: {parts} from the source. "
     proof = done.proof
     if proof is None:
         return said + "It was not compared with the live edits."

@@ -16,6 +16,8 @@ from moescope.app.place import Place, parse
 from moescope.app.scene import Desk, Scene
 from moescope.errors import MoescopeError
 
+_CHOOSES: dict[str, Any] = {"data-lab-file": "recipe-file"}  # lab.js reads the file into that store
+
 
 def draw(scene: Scene) -> Any:
     """The panel."""
@@ -31,17 +33,17 @@ def register(app: Dash, desk: Desk) -> None:
     @app.callback(
         Output("url", "href", allow_duplicate=True),
         Output("recipe-said", "children"),
-        Input("recipe-file", "contents"),
-        State("recipe-file", "filename"),
+        Input("recipe-file", "data"),
         State("place", "data"),
         prevent_initial_call=True,
     )
-    def _uploaded(content: Any, name: Any, place: Any) -> Any:
-        if not content or not place or place.get("trouble"):
+    def _uploaded(file: Any, place: Any) -> Any:
+        if not file or not place or place.get("trouble"):
             return no_update, no_update
         here = parse(place["href"])[0]
         try:
-            return here.go(recipe=recipefiles.uploaded(desk.scene(here), str(name), content)).href, None
+            text = recipefiles.uploaded(desk.scene(here), str(file.get("name")), str(file.get("content")))
+            return here.go(recipe=text).href, None
         except MoescopeError as error:
             return no_update, note(str(error), trouble=True)
 
@@ -91,11 +93,7 @@ def _files(scene: Scene) -> Any:
         html.A(f"Save as {kind.upper()}", href=f"/recipe.{kind}?at={at}", download=f"recipe.{kind}")
         for kind in ("yaml", "json")
     ]
-    load = dcc.Upload(
-        dmc.Button("Load from a file…", size="compact-sm", variant="default"),
-        id="recipe-file",
-        max_size=recipefiles.LARGEST,
-        accept=".yaml,.yml,.json",
-        multiple=False,
+    load = html.Div(dmc.Button("Load from a file…", size="compact-sm", variant="default"), **_CHOOSES)
+    return html.Div(
+        [load, dcc.Store(id="recipe-file"), *(saved if scene.place.recipe else [])], className="recipe-files"
     )
-    return html.Div([html.Label(load), *(saved if scene.place.recipe else [])], className="recipe-files")

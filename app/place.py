@@ -161,7 +161,7 @@ class Place:
                 continue
             shown = ",".join(value) if isinstance(value, tuple) else "1" if value is True else str(value)
             pairs.append((_QUERY.get(field.name, field.name), shown))
-        return path + (f"?{urlencode(pairs, quote_via=quote, safe=':,~|*')}" if pairs else "")
+        return path + (f"?{urlencode(pairs, quote_via=quote, safe=':,~|*!@')}" if pairs else "")
 
     @property
     def expert_name(self) -> str | None:

@@ -1,0 +1,56 @@
+"""A person steers the bundled model: experts clicked elsewhere, both answers, a file saved and loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moescope.app.place import parse
+from moescope.edits import Mask, Recipe, Scale
+
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+_RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}}
+
+
+def test_an_expert_clicked_elsewhere_steers_the_answer(visitor, tmp_path):
+    page = visitor.go("/store/demo?layer=2&expert=5").page
+    page.click("#edit-add")
+    visitor.settle()
+    page.keyboard.press("j")
+    visitor.settle()
+    page.click("#edit-kind")
+    page.get_by_role("option", name="mask").click()
+    page.click("#edit-add")
+    visitor.settle()
+    assert parse(visitor.href)[0].recipe == "L2E5*64,L2E6!mask"
+    page.click("a.edit-badge")
+    visitor.settle()
+    assert parse(visitor.href)[0].page == "lab"
+
+    page.get_by_label("Prompt", exact=True).fill("Once upon a time")
+    page.get_by_label("Tokens at most").fill("12")
+    page.click("#lab-generate")
+    page.wait_for_selector(".legend", timeout=120_000)
+    visitor.settle()
+    here = parse(visitor.href)[0]
+    assert (here.prompt, here.new) == ("Once upon a time", 12)
+    plain, edited = (page.locator(".answer .said").nth(number).inner_text() for number in (0, 1))
+    assert plain.strip()
+    assert edited.strip()
+    assert page.locator("#panel-moved .js-plotly-plot").is_visible()
+    visitor.shot("lab-answers-light-1280")
+    found = axe.Axe().run(page, options=_RULES)
+    assert found.violations_count == 0, found.generate_report()
+
+    with page.expect_download() as saved:
+        page.click("text=Save as YAML")
+    recipe = Recipe.of_text(Path(saved.value.path()).read_text(encoding="utf-8"))
+    assert recipe.edits == [Scale(layer=2, expert=5, factor=64.0), Mask(layer=2, expert=6)]
+    file = Recipe([Mask(layer=4, expert=[1, 2])]).save(tmp_path / "other.json")
+    with page.expect_file_chooser() as chooser:
+        page.click("text=Load from a file")
+    chooser.value.set_files(file)
+    page.wait_for_url("**recipe=L4E1.2*")
+    visitor.settle()
+    visitor.well()
