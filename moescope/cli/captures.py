@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ CAPTURE_EXAMPLES = """Examples:
   moescope capture --model qwen-moe --data texts.jsonl --vectors outputs --vector-layer 3 --out runs/v
   moescope capture --model qwen-moe --data prompts.jsonl --generate 64 --out runs/z    also what it writes
   moescope capture --model qwen-moe --data chats.jsonl --chat messages --generate 64 --out runs/c
+  moescope capture --model qwen-moe --data texts.jsonl --recipe recipe.yaml --out runs/edited    under edits
   moescope capture … --out runs/x --resume       go on after Ctrl-C or a crash"""
 
 DEMO_EXAMPLES = """Examples:
@@ -74,6 +76,7 @@ def capture(
     temperature: Annotated[float | None, typer.Option(help="Of --sample.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Of --sample: nucleus.")] = None,
     seed: Annotated[int, typer.Option(help="Of --sample.")] = 0,
+    recipe: Annotated[Path | None, typer.Option(help="Capture under these edits (YAML or JSON).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted capture in --out.")] = False,
     revision: Revision = None,
     dtype: Dtype = "auto",
@@ -100,10 +103,12 @@ def capture(
     require_new(out, resume)
     corpus.census()
     screen.quiet_transformers()
+    from moescope.edits import Recipe
     from moescope.hooks import load
 
+    edits = None if recipe is None else Recipe.load(recipe)
     loaded = load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    with screen.capture_bar() as bar:
+    with nullcontext() if edits is None else loaded.edited(edits), screen.capture_bar() as bar:
         try:
             store = run(
                 loaded,

@@ -22,6 +22,8 @@ _BUSY = """() => {
       if (!plot || !plot._fullLayout || graph.style.display === 'none') return 'drawing ' + panel.id;
     } else if (body.querySelector('.ag-root-wrapper')) {
       if (body.querySelector('.ag-loading, .ag-overlay-loading-center')) return 'loading ' + panel.id;
+      const rows = [...body.querySelectorAll('.ag-center-cols-container .ag-row')];
+      if (rows.length && !rows.some((row) => row.innerText.trim())) return 'loading ' + panel.id;
     } else if (!body.innerText.trim() && !body.children.length) return 'empty ' + panel.id;
   }
   return '';

@@ -63,7 +63,12 @@ def test_help_is_quick_and_lists_every_command() -> None:
         "generate",
         "apply",
         "steer",
-        "steer",
+        "app",
+        "unlearn",
+        "trace",
+        "atlas",
+        "expert",
+        "prepare",
     ):
         assert f"\n  {command} " in done.stdout
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime > before.ru_utime  # it really ran in a child
@@ -101,6 +106,19 @@ def test_doctor_prints_figures(checkpoint: Path) -> None:
     seen = json.loads(moescope("doctor", checkpoint, "--json").stdout)
     assert seen["logits_identical"] is True
     assert all(check["rebuild error"] < 1e-5 for check in seen["checks"])
+
+
+def test_a_capture_under_a_recipe_is_of_the_edited_model(tmp_path: Path, checkpoint: Path, corpus: Path) -> None:
+    layer = model().sites[0].layer
+    (tmp_path / "recipe.yaml").write_text(f"edits:\n- kind: mask\n  layer: {layer}\n  expert: [3]\n")
+    out = tmp_path / "store"
+    done = moescope(
+        "capture", "--model", checkpoint, "--data", corpus, "--recipe", tmp_path / "recipe.yaml", "--out", out
+    )
+    assert done.returncode == 0, done.stderr
+    routed = ms.open(out).routing(layer).expert
+    assert (routed != 3).all()
+    assert "mask" in moescope("info", out).stdout
 
 
 def test_info_check_and_report(store: Path) -> None:
