@@ -18,7 +18,7 @@ from moescope.app.scene import Desk, Scene
 from moescope.app.views import FigureView, Partial, View
 from moescope.errors import CancelledError, MoescopeError
 
-_HIDDEN, _SHOWN = {"display": "none"}, {"display": "block"}
+_HIDDEN = {"display": "none"}
 
 
 def register(app: Dash, desk: Desk) -> None:
@@ -50,12 +50,18 @@ def register(app: Dash, desk: Desk) -> None:
     def _figure(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
         drawn, words = _drawn(book.view(name["view"]), desk, wanted, act, place, theme, job)
         words = once_more(words, ticks)
-        return (no_update, _HIDDEN, *words) if drawn is None else (_sent(drawn), _SHOWN, *words)
+        return (no_update, _HIDDEN, *words) if drawn is None else (_sent(drawn), _shown(drawn), *words)
 
     @app.callback(Output({"type": "body", "of": "block", "view": MATCH}, "children"), *said("block"), *asked("block"))
     def _block(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
         drawn, words = _drawn(book.view(name["view"]), desk, wanted, act, place, theme, job)
         return (drawn, *once_more(words, ticks))
+
+
+def _shown(figure: Any) -> dict[str, str]:
+    """As tall as the figure says: its frame must not be lower, whoever draws it again in the browser."""
+    height = figure.layout.height
+    return {"display": "block"} | ({"minHeight": f"{height}px"} if height else {})
 
 
 def asked(of: str) -> list[Any]:

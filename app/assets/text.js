@@ -194,7 +194,6 @@ window.dash_clientside = window.dash_clientside || {};
     data[1] = { ...data[1], x, y };
     const most = Math.max(1, ...z.flat().map((n) => n || 0));
     const layout = { ...shown.layout, coloraxis: { ...shown.layout.coloraxis, cmin: 0, cmax: most } };
-    shown.closest(".panel-figure").style.minHeight = `${shown.layout.height}px`; // its row may be lower
     window.Plotly.react(shown, data, layout);
   }
   /* A table of noughts, and nothing where a layer has no such expert. */
