@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
+from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, html, no_update
 
 from moescope import figures
 from moescope.app import book
@@ -55,7 +55,9 @@ def register(app: Dash, desk: Desk) -> None:
     @app.callback(Output({"type": "body", "of": "block", "view": MATCH}, "children"), *said("block"), *asked("block"))
     def _block(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
         drawn, words = _drawn(book.view(name["view"]), desk, wanted, act, place, theme, job)
-        return (drawn, *once_more(words, ticks))
+        # Where it was drawn: its links change the place from there, and the place may have moved on since.
+        held = None if drawn is None else html.Div(drawn, **{"data-at": place["href"]})
+        return (held, *once_more(words, ticks))
 
 
 def _shown(figure: Any) -> dict[str, str]:

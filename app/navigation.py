@@ -133,6 +133,20 @@ def register(app: Dash, desk: Desk) -> None:
 
     @app.callback(
         Output("url", "href", allow_duplicate=True),
+        Input("jump", "data"),
+        State("place", "data"),
+        prevent_initial_call=True,
+    )
+    def _jump(jump: Any, place: Any) -> Any:
+        if not jump or not place:
+            return no_update
+        start, end = (parse(str(jump[name]))[0] for name in ("from", "to"))
+        here = parse(place["href"])[0]
+        there = here.moved(start, end) if start.store == here.store == end.store else end
+        return no_update if there == here else there.href
+
+    @app.callback(
+        Output("url", "href", allow_duplicate=True),
         Output("search", "value"),
         Input("search", "n_submit"),
         State("search", "value"),

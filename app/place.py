@@ -142,6 +142,11 @@ class Place:
             changes = {"listed": None, "word": None, "hit": None} | changes
         return replace(self, **changes)
 
+    def moved(self, start: Place, end: Place) -> Place:
+        """This place with what changes from `start` to `end`: a link drawn at `start`, followed from here."""
+        names = [field.name for field in fields(self)]
+        return replace(self, **{n: getattr(end, n) for n in names if getattr(end, n) != getattr(start, n)})
+
     @property
     def href(self) -> str:
         """The URL, without scheme and host; `parse` reads it back."""

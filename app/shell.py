@@ -40,6 +40,7 @@ def layout(desk: Desk) -> Any:
                 dcc.Store(id="place"),
                 dcc.Store(id="theme", storage_type="local"),
                 dcc.Store(id="key"),
+                dcc.Store(id="jump"),
                 dcc.Interval(id="watch", interval=4000),
                 html.A("Skip to the page", href="#page", className="skip"),
                 _header(),

@@ -129,17 +129,25 @@ window.dash_clientside = window.dash_clientside || {};
     }
   }
 
+  /* A link says what it changes of the place it was drawn at; what has been chosen since then stays chosen. */
+  function follow(link) {
+    const drawn = link.closest("[data-at]");
+    const here = window.location.pathname + window.location.search;
+    if (drawn && drawn.dataset.at !== here) tell("jump", { from: drawn.dataset.at, to: link.dataset.go });
+    else go(link.dataset.go);
+  }
+
   document.addEventListener("click", function (event) {
     document.querySelectorAll("details.how-to-read[open]").forEach((how) => { if (!how.contains(event.target)) how.open = false; });
     const link = event.target.closest("[data-go]");
-    if (link && !event.ctrlKey && !event.metaKey) { event.preventDefault(); go(link.dataset.go); return; }
+    if (link && !event.ctrlKey && !event.metaKey) { event.preventDefault(); follow(link); return; }
     const button = event.target.closest("[data-act]");
     if (button) act(button);
   });
 
   document.addEventListener("keydown", function (event) {
     const target = event.target;
-    if (event.key === "Enter" && target.dataset && target.dataset.go) { go(target.dataset.go); return; }
+    if (event.key === "Enter" && target.dataset && target.dataset.go) { event.preventDefault(); follow(target); return; }
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Escape" && document.body.classList.contains("has-full") && !document.querySelector(".mantine-Modal-content")) {
       tell("key", { do: "full", view: "" });

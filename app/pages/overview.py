@@ -155,7 +155,7 @@ OVERVIEW = Page(
         BlockView(name="facts", title="Model and capture", how="", reads=_FILTERS, draw=_facts, bare=True),
         _headline("even", "How even the work is", "load", summary.balance_finding, _FILTERS),
         _headline("specialised", "Who specialises", "npmi", summary.specialisation_finding, _FILTERS),
-        _headline("outlying", "Outlier experts", "super_experts", summary.outlier_finding, ()),
+        _headline("outlying", "Outlier experts", "super_experts", summary.outlier_finding, _FILTERS),
         FigureView(
             name="grid",
             title="Every expert",

@@ -43,12 +43,13 @@ def fluctuation(result: xr.Dataset) -> go.Figure:
     )
     groups = []
     for index in range(len(labels)):
-        part, before = result.isel(label=index), len(figure.data)
+        part, drawn = result.isel(label=index), 0
         for column, (name, control, _) in enumerate(PANELS, 1):
             for trace in _lines(part, name, control):
                 trace.visible = index == 0
                 figure.add_trace(trace, row=1, col=column)
-        groups.append(len(figure.data) - before)
+                drawn += 1
+        groups.append(drawn)
     figure.update_xaxes(title_text="training step", nticks=7)
     figure.update_yaxes(tickformat=".0%", range=[0, 1.03])
     figure.update_yaxes(title_text="share of tokens", row=1, col=1)

@@ -98,3 +98,16 @@ def test_what_belonged_to_one_store_is_not_asked_of_another():
     assert here.go(store="b") == Place("text", "b", recipe="L1E2*3")
     assert here.go(doc=6).token is None
     assert Place("overview", "a", by="domain", label="code").go(by="source").label is None
+
+
+def test_a_link_drawn_earlier_changes_only_what_it_is_about():
+    drawn = Place("expert", "demo", layer="3", expert=0, label="code")
+    link = drawn.go(expert=7, page="text")
+    here = drawn.go(label="math", recipe="L1E2*3")
+    assert here.moved(drawn, link) == Place("text", "demo", layer="3", expert=7, label="math", recipe="L1E2*3")
+    assert drawn.moved(drawn, link) == link
+
+
+@given(_places(), _places())
+def test_from_where_it_was_drawn_a_link_leads_where_it_says(start, end):
+    assert start.moved(start, end) == end
