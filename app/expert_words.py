@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import xarray as xr
@@ -38,10 +40,12 @@ def result_of(scene: Scene, question: str) -> xr.Dataset:
         MoescopeError: this store does not allow it.
     """
     phase = scene.place.phase
-    # Load first, whatever else is asked: it is there at once, and what takes long must not stand before it in the line.
-    load = scene.ask("load", where=where_of(scene), phase=phase)
     if question == "load":
-        return load
+        return scene.ask("load", where=where_of(scene), phase=phase)
+    # Load first, whatever else is asked: it is there at once, and what takes long must not stand before it in the line.
+    # That it cannot be told of this selection is not this question's answer: it may not follow the selection at all.
+    with suppress(MoescopeError):
+        scene.ask("load", where=where_of(scene), phase=phase)
     if question == "npmi":
         return scene.ask("npmi", by=scene.by, where=scene.where, phase=phase)
     if question == "importance":
@@ -70,12 +74,22 @@ def results_of_expert(scene: Scene, tells: Sequence[tuple[str, Says]]) -> tuple[
     waits: Pending | None = None
     for question, say in tells:
         try:
-            found.append(say(result_of(scene, question), *chosen))
+            found.append(_of_all(say(result_of(scene, question), *chosen), question, scene.place))
         except Pending as pending:
             waits = waits or pending
         except MoescopeError as reason:
             found.append(Finding(question, _CANNOT[question], str(reason), None))
     return found, waits
+
+
+def _of_all(finding: Finding, question: str, place: Place) -> Finding:
+    """The finding, with a word of what is selected and does not count in it."""
+    narrowed = place.slice is not None or place.label is not None
+    if question == "margins" and narrowed:
+        return replace(finding, detail=f"{finding.detail} Of all documents, whichever are selected.")
+    if question == "super_experts" and (narrowed or place.phase is not None):
+        return replace(finding, detail=f"{finding.detail} Of the whole capture, whatever is selected.")
+    return finding
 
 
 _CANNOT = {

@@ -60,11 +60,15 @@ def _narrowed(scene: Scene) -> list[Any]:
     place = scene.place
     found = []
     if place.label is not None and scene.by is not None:
-        found.append(f"load: {scene.by} {place.label} only")
+        found.append(f"{scene.by} {place.label} only")
+    if place.slice is not None:
+        found.append(f"slice {place.slice}")
+    if found:
+        found[-1] += "; margins: all documents"
     if place.phase is not None:
         found.append(f"{place.phase} only")
-    if place.slice is not None:
-        found.append(f"slice {place.slice}; margins and outliers: all documents")
+    if found:
+        found[-1] += "; outliers: the whole capture"
     return [html.Span(words, className="badge") for words in found]
 
 

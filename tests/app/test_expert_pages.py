@@ -199,3 +199,23 @@ def test_points_travel_as_lists(desk):
     for trace, part in zip(figure.data, sent, strict=True):
         if trace.customdata is not None:
             assert part["customdata"] == trace.customdata.tolist()
+
+
+def test_what_follows_no_selection_is_told_whatever_is_selected(desk):
+    nowhere = Place("overview", "made", label="law", slices="s~domain:x", slice="s")
+    assert words(drawn(desk, "outlying", nowhere)) == words(drawn(desk, "outlying", Place("overview", "made")))
+    with pytest.raises(MoescopeError, match="has no document"):
+        drawn(desk, "grid", nowhere)
+
+
+def test_what_is_not_of_the_slice_says_so(desk):
+    place = Place("expert", "made", layer="L002", expert=1)
+    plain = words(drawn(desk, "expert-found", place))
+    assert "whichever are selected" not in plain
+    assert "whatever is selected" not in plain
+    sliced = words(drawn(desk, "expert-found", place.go(slices="odd~documents:1-20", slice="odd")))
+    assert sliced.count("whichever are selected") == 1  # the margin
+    assert sliced.count("whatever is selected") == 1  # the outlier
+    facts = words(drawn(desk, "facts", place.go(label="law", phase="prefill")))
+    assert "domain law only; margins: all documents" in facts
+    assert "prefill only; outliers: the whole capture" in facts
