@@ -138,7 +138,7 @@ def _placement(scene: Scene) -> xr.Dataset:
     place = scene.place
     return scene.ask(
         "placement",
-        devices=place.devices if place.devices is not None else _DEVICES,
+        devices=place.devices if place.devices is not None else _fitting(scene)[1],
         method=place.method or "all",
         time_limit=float(min(max(place.patience if place.patience is not None else _PATIENCE, 1), 120)),
         redundant=place.group or 0,
@@ -205,10 +205,15 @@ def _window(scene: Scene) -> Any:
     return controls.select("length", "Layers", options, str(min(_LENGTH, longest)), width=96)
 
 
-def _devices(scene: Scene) -> Any:
+def _fitting(scene: Scene) -> tuple[list[int], int]:
+    """Numbers of devices over which all layers' experts divide, and the one that counts unless another is chosen."""
     fewest = min(site.n_experts for site in scene.store.sites)
     fits = [n for n in range(2, min(fewest, 64) + 1) if all(site.n_experts % n == 0 for site in scene.store.sites)]
-    default = _DEVICES if _DEVICES in fits else (fits or [2])[0]
+    return fits, _DEVICES if _DEVICES in fits else (fits or [2])[0]
+
+
+def _devices(scene: Scene) -> Any:
+    fits, default = _fitting(scene)
     return controls.select("devices", "Devices", [(str(n), f"{n} devices") for n in fits], str(default), width=116)
 
 
@@ -217,7 +222,7 @@ def _method(scene: Scene) -> Any:
 
 
 def _per_node(scene: Scene) -> Any:
-    total = scene.place.devices if scene.place.devices is not None else _DEVICES
+    total = scene.place.devices if scene.place.devices is not None else _fitting(scene)[1]
     fits = [n for n in (1, 2, 4, 8, 16, 32) if n < max(total, 2) or n in (1, 2, 4, 8)]
     return controls.select(
         "nodes", "Devices per node", [(str(n), f"{n} a node") for n in fits], width=116, placeholder="one node"

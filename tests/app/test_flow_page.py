@@ -9,6 +9,7 @@ from moescope import analysis
 from moescope.app.pages.flow import FLOW, pair_of
 from moescope.app.place import parse
 from moescope.errors import MoescopeError
+from tests.analysis.made_stores import random_truth, write
 from tests.app.made_desk import drawn, made_desk, made_shelf, words
 
 VIEWS = {view.name: view for view in FLOW.views}
@@ -89,3 +90,13 @@ def test_a_simulation_says_what_it_found_beside_chance(desk):
     assert f"random {rows.loc['random', 'crossings_per_token']:.2f}" in said
     with pytest.raises(MoescopeError):
         drawn(desk, VIEWS["plans"], "/store/a/flow?devices=2&method=eplb")  # 5 experts do not divide
+
+
+def test_devices_are_what_the_control_says_where_none_are_chosen(tmp_path):
+    write(tmp_path / "six", random_truth(np.random.default_rng(0), 12, [6, 6], [2, 2]), [6, 6], {})
+    desk = made_desk(tmp_path)
+    href = "/store/six/flow?method=eplb"
+    control = next(c for c in VIEWS["placement"].controls if c.__name__ == "_devices")(desk.scene(parse(href)[0]))
+    named = drawn(desk, VIEWS["plans"], f"{href}&devices={control.value}")
+    chosen = drawn(desk, VIEWS["plans"], href)
+    np.testing.assert_array_equal(chosen["crossings_per_token"], named["crossings_per_token"])
