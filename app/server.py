@@ -56,7 +56,7 @@ def build(
     for page in book.PAGES.values():
         if page.register is not None:
             page.register(app, desk)
-    guard.protect(app, token)
+    guard.protect(app, token or None)  # an empty one would let everybody in
     return app
 
 
@@ -88,7 +88,7 @@ def serve(
         StoreError: there is no such folder.
         MoescopeError: the port is taken.
     """
-    asked = token if token is not None or guard.is_local(host) else guard.new_token()
+    asked = token or (None if guard.is_local(host) else guard.new_token())
     server = listen(build(folder, models, trust_remote_code, asked), host, port)
     shown = f"[{host}]" if ":" in host else host
     link = f"http://{shown}:{server.server_port}/{f'?token={asked}' if asked else ''}"

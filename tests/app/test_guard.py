@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from moescope.app import build
+from moescope.app import build, server
 from moescope.app.server import listen
 from moescope.errors import MoescopeError, StoreError
 from tests.analysis.made_stores import random_truth, write
@@ -101,3 +101,10 @@ def test_no_folder_and_a_taken_port_are_sentences(folder):
             listen(app, port=server.server_port)
     finally:
         server.server_close()
+
+
+def test_an_empty_token_opens_no_door(folder, monkeypatch, capsys):
+    assert build(folder, token="").server.test_client().get("/", headers={"Host": "far.example"}).status_code == 403
+    monkeypatch.setattr("werkzeug.serving.BaseWSGIServer.serve_forever", lambda self: None)
+    server.serve(folder, host="0.0.0.0", port=0, token="")
+    assert re.search(r"\?token=\S{20,}", capsys.readouterr().out)
