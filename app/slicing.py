@@ -14,6 +14,8 @@ from moescope.errors import MoescopeError
 
 Where = dict[str, Any]
 
+_MOST = 5_000_000  # documents of one slice: an address of a few characters could name more than memory holds
+
 
 def slices(place: Place) -> dict[str, Where]:
     """Every named slice of a place: name -> `where` of an analysis.
@@ -89,7 +91,8 @@ def _where(name: str, rule: str) -> Where:
     numbers: list[int] = []
     for part in values.split(","):
         match = re.fullmatch(r"(\d{1,12})(?:-(\d{1,12}))?", part)
-        if not match or int(match[2] or match[1]) - int(match[1]) > 5_000_000:
+        size = int(match[2] or match[1]) - int(match[1]) + 1 if match else 0
+        if match is None or not 0 < size <= _MOST - len(numbers):
             raise MoescopeError(f"The slice {name!r} names {part!r} as documents; write 3-9,12.")
         numbers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     return {"document": numbers}

@@ -47,3 +47,9 @@ def test_a_slice_that_cannot_be_read_says_so(slices_text, name, words):
 def test_a_slice_that_the_url_cannot_hold_is_refused(name, values):
     with pytest.raises(MoescopeError):
         with_slice(Place("overview", "demo"), name, "domain", values)
+
+
+@pytest.mark.parametrize("rule", ["9-3", ",".join(["0-4999999"] * 400), "0-4999999,7"])
+def test_a_short_address_cannot_fill_the_memory(rule):
+    with pytest.raises(MoescopeError, match="as documents"):
+        active(Place("overview", "demo", slices=f"a~documents:{rule}", slice="a"))
