@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,12 +61,29 @@ def register(app: Dash, desk: Desk) -> None:
         if not request or not place or not isinstance(view, TableView):
             return no_update
         try:
-            found = frame(view, place)
-        except (Pending, MoescopeError):
+            found = _waited(lambda: frame(view, place))
+        except Pending:
+            return no_update  # rows that are still to come, which is not the same as none
+        except MoescopeError:
             return {"rowData": [], "rowCount": 0}
         chosen = arranged(found, request.get("filterModel"), request.get("sortModel"))
         part = chosen.iloc[request["startRow"] : request["endRow"]]
         return {"rowData": _plain(part), "rowCount": len(chosen)}
+
+
+def _waited(frame: Callable[[], pd.DataFrame], seconds: float = 30) -> pd.DataFrame:
+    """The table, also where an answer that it is made from was forgotten and has to be found again.
+
+    Raises:
+        Pending: that takes longer.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return frame()
+        except Pending as pending:
+            if not pending.job.wait(end - time.monotonic()):
+                raise
 
 
 def definitions(view: TableView, frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moescope.app.tables import arranged, definitions
+from moescope.app.answers import Answers, Pending
+from moescope.app.jobs import Jobs
+from moescope.app.tables import _waited, arranged, definitions
 from moescope.app.views import TableView
 from moescope.errors import MoescopeError
 
@@ -79,3 +83,15 @@ def test_columns_carry_their_heading_and_format():
     assert column["headerName"] == "a value"
     assert column["filter"] == "agNumberColumnFilter"
     assert ".2f" in column["valueFormatter"]["function"]
+
+
+def test_rows_that_were_forgotten_are_waited_for_and_never_none():
+    answers, go = Answers(Jobs()), threading.Event()
+
+    def frame():
+        return answers.ask("rows", "counting", lambda: go.wait(10) and _FRAME, patience=0.01)
+
+    with pytest.raises(Pending):
+        _waited(frame, seconds=0.05)
+    go.set()
+    assert _waited(frame, seconds=10) is _FRAME
