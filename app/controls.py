@@ -9,8 +9,9 @@ import dash_mantine_components as dmc
 from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 
 from moescope.app.aria import named
-from moescope.app.place import Place, coerced, parse
+from moescope.app.place import Place, coerced, longest, parse
 from moescope.app.scene import Scene
+from moescope.errors import MoescopeError
 
 
 def select(
@@ -154,7 +155,13 @@ def register(app: Dash) -> None:
 
 
 def chosen(here: Place, field: str, value: Any, default: str) -> Place:
-    """The place after a control was set; its default leaves the URL short."""
+    """The place after a control was set; its default leaves the URL short.
+
+    Raises:
+        MoescopeError: more than an address can hold; what the place says of it stays.
+    """
+    if len(str(value)) > longest():
+        raise MoescopeError(f"This is longer than the {longest():,} characters that an address can hold of it.")
     plain = None if value in (None, "") or str(value) == default else coerced(field, str(value))
     return here.go(**{field: plain})
 

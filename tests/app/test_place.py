@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moescope.app.controls import chosen
 from moescope.app.place import ALLOWED, PAGES, Place, parse
+from moescope.errors import MoescopeError
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 _LAYER = st.one_of(st.integers(0, 99_999).map(str), st.just("L012-attention"), st.just("L003x"))
@@ -111,3 +113,11 @@ def test_a_link_drawn_earlier_changes_only_what_it_is_about():
 @given(_places(), _places())
 def test_from_where_it_was_drawn_a_link_leads_where_it_says(start, end):
     assert start.moved(start, end) == end
+
+
+def test_what_an_address_cannot_hold_is_refused_and_not_forgotten():
+    here = Place("lab", "demo", recipe="L3E7*64")
+    with pytest.raises(MoescopeError, match="8,000 characters"):
+        chosen(here, "recipe", "L3E7*64," * 2000, "")
+    assert chosen(here, "recipe", "", "").recipe is None
+    assert chosen(here, "expert", 0, "").expert == 0
