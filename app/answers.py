@@ -36,7 +36,7 @@ class Answers:
         """Empty."""
         self._jobs = jobs
         self._known: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
-        self._running: dict[Hashable, Job] = {}
+        self._running: dict[Hashable, tuple[Job, list[Any]]] = {}  # the work, and what it gave: not kept by the job
         self._lock = threading.Lock()
 
     def ask(self, key: Hashable, title: str, compute: Callable[[], Any], patience: float = PATIENCE) -> Any:
@@ -56,25 +56,35 @@ class Answers:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key][0]
-            job = self._running.get(key)
-            if job is None:
-                job = self._running[key] = self._jobs.start(title, lambda job: _watched(job, compute))
+            if key not in self._running:
+                self._collect()
+                gave: list[Any] = []
+                job = self._jobs.start(title, lambda job: gave.append(_watched(job, compute)))
+                self._running[key] = job, gave
+            job, gave = self._running[key]
         if not job.wait(patience):
             raise Pending(job)
-        return self._settle(key, job)
-
-    def _settle(self, key: Hashable, job: Job) -> Any:
         with self._lock:
-            if self._running.get(key) is job:
+            if self._running.get(key, (None,))[0] is job:
                 del self._running[key]
             if job.state == "done":
-                self._known[key] = job.result, _size(job.result)
-                while sum(size for _, size in self._known.values()) > _LARGEST and len(self._known) > 1:
-                    self._known.popitem(last=False)
-                return job.result
+                self._keep(key, gave[0])
+                return gave[0]
         if job.state == "cancelled":
             raise CancelledError(f"{job.title}: cancelled.")
         raise MoescopeError(job.error)
+
+    def _collect(self) -> None:
+        """Takes in what was found after everybody who asked had left: it counts in the bound like all else."""
+        for key, (job, gave) in list(self._running.items()):
+            if job.over and job.state == "done":
+                del self._running[key]
+                self._keep(key, gave[0])
+
+    def _keep(self, key: Hashable, result: Any) -> None:
+        self._known[key] = result, _size(result)
+        while sum(size for _, size in self._known.values()) > _LARGEST and len(self._known) > 1:
+            self._known.popitem(last=False)
 
 
 def _watched(job: Job, compute: Callable[[], Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 import dash_mantine_components as dmc
@@ -11,6 +12,7 @@ from dash.exceptions import PreventUpdate
 
 from moescope.analysis.cards import parsed
 from moescope.app import book, controls, shell, slicebar, slicing
+from moescope.app.answers import Pending
 from moescope.app.labels import label_values
 from moescope.app.panels import note
 from moescope.app.place import Place, parse
@@ -111,7 +113,10 @@ def register(app: Dash, desk: Desk) -> None:
             return no_update, kept
         here = parse(place["href"])[0]
         there = (
-            view.go(here, chosen) if view.go else to_expert(here, {"x": chosen.get("expert"), "y": chosen.get("layer")})
+            view.go(here, chosen)
+            if view.go
+            # Two routers of one block share a number: their rows carry the site.
+            else to_expert(here, {"x": chosen.get("expert"), "y": chosen.get("site", chosen.get("layer"))})
         )
         # Forgotten at once, so that a second click on the same row counts.
         return (no_update if there is None or there == here else there.href), [
@@ -172,7 +177,8 @@ def state(desk: Desk, here: Place) -> dict[str, Any]:
         scene = desk.scene(here)
         now["views"] = [view.name for view in book.PAGES[here.page].shown(here)] if here.page in book.PAGES else []
         now |= {"version": scene.opened.version, "layers": scene.layers, "status": scene.store.status}
-        now["choices"] = _choices(scene)
+        with suppress(Pending):  # other work is before it in the line: the next look at the store has them
+            now["choices"] = _choices(scene)
         if here.other is not None:
             now["version"] += desk.shelf.changed(here.other)
     except MoescopeError as error:

@@ -13,6 +13,7 @@ from moescope import analysis, figures
 from moescope.analysis.maps import By
 from moescope.app import controls, slicing
 from moescope.app.expert_words import result_of
+from moescope.app.labels import label_values
 from moescope.app.linestocopy import copied
 from moescope.app.links import to
 from moescope.app.place import Place
@@ -111,8 +112,6 @@ def _only(scene: Scene) -> xr.DataArray | None:
 
 
 def _choices(scene: Scene) -> dict[str, list[str]]:
-    from moescope.app.navigation import label_values
-
     return {
         "only": [f"layer {name}" for name in scene.layers] + [f"prefers {value}" for value in label_values(scene)],
     }

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
+import numpy as np
 import pytest
 
 from moescope.app.answers import Answers, Pending
 from moescope.app.jobs import Jobs
+from moescope.app.navigation import state
+from moescope.app.place import Place
+from moescope.app.scene import Scene
 from moescope.errors import CancelledError, MoescopeError
+from tests.analysis.made_stores import random_truth, write
+from tests.app.made_desk import made_desk
 
 
 @pytest.fixture
@@ -117,3 +125,43 @@ def test_memory_is_bounded(monkeypatch):
     assert len(made) == 4
     answers.ask(0, "t", lambda: made.append(1) or Large(), patience=5)
     assert len(made) == 5
+
+
+def test_answers_nobody_waited_for_count_in_the_bound():
+    class Large:
+        nbytes = 100 << 20
+
+    jobs = Jobs()
+    answers, kept = Answers(jobs), weakref.WeakSet()
+
+    def make():
+        found = Large()
+        kept.add(found)
+        return found
+
+    for key in range(6):
+        with pytest.raises(Pending) as pending:
+            answers.ask(key, "t", lambda: time.sleep(0.05) or make(), patience=0)
+        _wait(pending.value.job)
+    del pending
+    assert answers.ask("last", "t", lambda: 1, patience=5) == 1
+    gc.collect()
+    assert len(kept) <= 2
+
+
+def test_a_page_comes_though_its_labels_wait_behind_other_work(tmp_path, monkeypatch):
+    truth = random_truth(np.random.default_rng(0), 6, [4], [2])
+    write(tmp_path / "one", truth, [4], {"domain": list("ababab")})
+    desk, go = made_desk(tmp_path), threading.Event()
+    busy = [desk.jobs.start("long", lambda job: go.wait(30)) for _ in range(2)]
+    asked = Scene.compute
+    monkeypatch.setattr(Scene, "compute", lambda *args, patience=0, **more: asked(*args, patience=0.05, **more))
+    now = state(desk, Place("overview", "one"))
+    assert now["trouble"] is None
+    assert now["layers"] == ["0"]
+    go.set()
+    for job in busy:
+        _wait(job)
+    while "label" not in (now := state(desk, Place("overview", "one")))["choices"]:
+        time.sleep(0.01)
+    assert now["choices"]["label"] == ["a", "b"]
