@@ -9,11 +9,13 @@ import numpy as np
 from dash import Dash, Input, Output, State, dcc, html, no_update
 
 from moescope import analysis, figures
+from moescope.app import recipes
 from moescope.app.answers import Pending
 from moescope.app.aria import named
 from moescope.app.bench import Answers, Question
 from moescope.app.jobs import Job
 from moescope.app.scene import Desk, Scene
+from moescope.app.tokens import spoken
 from moescope.errors import MoescopeError
 
 SHADES = 4  # of either colour; the palest begins at `FAINT`
@@ -52,9 +54,17 @@ def draw(scene: Scene) -> Any:
                 ],
                 className="lab-progress",
             ),
+            html.P(_asked(asked), className="dim"),
             html.Div(_columns(asked, job), id="lab-columns", className="answers"),
         ]
     )
+
+
+def _asked(asked: Question) -> str:
+    """To what these are the answers: what the page asks for now may have changed since."""
+    edits = "" if asked.recipe is None else f" under {recipes.written(asked.recipe)}"
+    prompt = spoken(asked.prompt, 80)
+    return f"{asked.choice.name}{edits}, going on from “{prompt}”{' (chat)' if asked.chat else ''}."
 
 
 def register(app: Dash, desk: Desk) -> None:

@@ -124,7 +124,7 @@ def register(app: Dash, desk: Desk) -> None:
             return no_update
         scene = desk.scene(parse(place["href"])[0])
         if ctx.triggered_id == "lab-load" and load:
-            chosen = choice(scene)
+            chosen = choice(scene)  # what may not be loaded is refused aloud
             desk.bench.started = desk.jobs.start(
                 f"loading {chosen.name}", lambda job: desk.bench.load(job, chosen), free=True
             )
@@ -133,7 +133,10 @@ def register(app: Dash, desk: Desk) -> None:
                 desk.bench.loading.cancel()
             else:
                 desk.jobs.start("unloading", desk.bench.unload, free=True)
-        words = said(scene)
+        try:
+            words = said(scene)
+        except MoescopeError as error:
+            words = str(error)
         return no_update if words == before else words
 
 
@@ -210,9 +213,9 @@ def said(scene: Scene) -> str:
     if loading is not None:
         share = f": {loading.done:,} of {loading.total:,}" if loading.total else " (weights are fetched the first time)"
         return f"Loading: {loading.what}{share}. Unload stops it."
-    if started is not None and started.state == "failed":
-        return started.error
     if bench.held is None:
+        if started is not None and started.state == "failed":
+            return started.error
         return "No model is in memory; Generate loads the chosen one."
     chosen, model = bench.held
     size = f"{model.n_parameters / 1e6:,.1f}M" if model.n_parameters < 1e9 else f"{model.n_parameters / 1e9:,.1f}B"

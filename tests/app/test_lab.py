@@ -390,3 +390,9 @@ def test_unloading_forgets_the_model(desk, model):
     _done(desk.jobs.start("unloading", desk.bench.unload, free=True))
     assert desk.bench.held is None
     assert "No model is in memory" in labform.said(desk.scene(HERE))
+
+
+def test_answers_say_to_what_they_are_answers():
+    asked = Question(Choice(MODEL), "Once\nupon", recipe=recipes.read(EDITS))
+    assert labanswers._asked(asked) == f"{MODEL} under {EDITS}, going on from “Once upon”."
+    assert labanswers._asked(Question(Choice(MODEL), "Hi", chat=True)) == f"{MODEL}, going on from “Hi” (chat)."
