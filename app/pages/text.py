@@ -11,14 +11,12 @@ import xarray as xr
 from dash import ALL, ClientsideFunction, Dash, Input, html
 
 from moescope import analysis, figures
-from moescope.analysis.contents import contents_of
-from moescope.app import controls
+from moescope.app import controls, textsearch
 from moescope.app.aria import named
-from moescope.app.expert_words import where_of
-from moescope.app.links import goes, to
+from moescope.app.links import to
 from moescope.app.place import Place
 from moescope.app.scene import Scene
-from moescope.app.tokens import COLOURS, OF_EXPERT, data, marked, painted, routes_of, spelled, spoken, token
+from moescope.app.tokens import COLOURS, OF_EXPERT, data, painted, routes_of, spelled, spoken, token
 from moescope.app.views import BlockView, FigureView, Page, to_expert
 from moescope.errors import MoescopeError
 from moescope.figures.replays import READ as READ_REPLAY
@@ -26,7 +24,6 @@ from moescope.figures.token_maps import READ as READ_ROUTING
 
 LONG = 256
 """Tokens of a document on one page."""
-_LISTED, _HITS, _WORDS = 25, 10, 12
 _SEARCH = ("find", "by", "label", "slices", "slice", "doc", "listed", "word", "hit")
 
 
@@ -48,11 +45,11 @@ def stretch(scene: Scene) -> Stretch:
         MoescopeError: there is no such document or token.
     """
     place = scene.place
-    contents = _contents(scene)
-    if not contents.documents.size:
+    held = textsearch.contents(scene)
+    if not held.documents.size:
         raise MoescopeError("This store has no tokens yet.")
-    document = place.doc if place.doc is not None else int(contents.documents[0])
-    total = contents.n_tokens(document)
+    document = place.doc if place.doc is not None else int(held.documents[0])
+    total = held.n_tokens(document)
     if place.start is not None:
         start = place.start
     else:
@@ -61,15 +58,6 @@ def stretch(scene: Scene) -> Stretch:
     if start >= total:
         raise MoescopeError(f"Document {document} has {total:,} tokens; there is none from {start:,} on.")
     return Stretch(document, start, min(start + LONG, total), total)
-
-
-def _contents(scene: Scene) -> Any:
-    def index() -> Any:
-        found = contents_of(scene.store)
-        found.index()
-        return found
-
-    return scene.compute("contents", "counting where every document and token is", index)
 
 
 # --- the document ---------------------------------------------------------------------------------------------------
@@ -136,19 +124,19 @@ def _colour(scene: Scene) -> str:
 
 
 def _heading(scene: Scene, shown: Stretch) -> Any:
-    contents = _contents(scene)
-    row = contents.row_of(shown.document)
+    held = textsearch.contents(scene)
+    row = held.row_of(shown.document)
     facts: list[Any] = []
     if row is not None:
-        one = contents.table.slice(row, 1).to_pylist()[0]
+        one = held.table.slice(row, 1).to_pylist()[0]
         facts += [spoken(one["id"])] if one["id"] else []
         facts += [f"{spoken(label)}: {spoken(one[label])}" for label in scene.store.labels if one[label] is not None]
         facts += [spoken(one["source"])] if one["source"] else []
-    place = int(np.searchsorted(contents.documents, shown.document))
+    place = int(np.searchsorted(held.documents, shown.document))
     ways = []
     for step, sign, words in ((-1, "←", "Previous document"), (1, "→", "Next document")):
-        if 0 <= place + step < contents.documents.size:
-            there = scene.place.go(doc=int(contents.documents[place + step]))
+        if 0 <= place + step < held.documents.size:
+            there = scene.place.go(doc=int(held.documents[place + step]))
             ways.append(to(there, sign, className="step", title=words, **named(words)))
     facts.append(f"{shown.total:,} tokens")
     return html.Div(
@@ -200,12 +188,12 @@ def _routing(scene: Scene, field: str = "token") -> xr.Dataset:
     number = getattr(scene.place, field)
     if number is None:
         raise MoescopeError("Click a token of the text, or press Enter on it, to see where it goes in every layer.")
-    contents = _contents(scene)
-    document = scene.place.doc if scene.place.doc is not None else int(contents.documents[0])
-    total = contents.n_tokens(document)
+    held = textsearch.contents(scene)
+    document = scene.place.doc if scene.place.doc is not None else int(held.documents[0])
+    total = held.n_tokens(document)
     if number >= total:
         raise MoescopeError(f"Document {document} has {total:,} tokens; there is no token {number:,}.")
-    row = next(contents.stretches(document, number, number + 1)).first
+    row = next(held.stretches(document, number, number + 1)).first
     return scene.compute(("token routing", row), "reading the token", lambda: analysis.token_routing(scene.store, row))
 
 
@@ -308,117 +296,6 @@ def _player(scene: Scene) -> Any:
     )
 
 
-# --- finding --------------------------------------------------------------------------------------------------------
-def _search(scene: Scene) -> Any:
-    _contents(scene)
-    parts = []
-    place = scene.place
-    if place.find:
-        parts.append(_words(scene, place.find))
-    if place.word is not None:
-        parts.append(_occurrences(scene, place.word))
-    parts.append(_documents(scene))
-    return html.Div(parts, className="search")
-
-
-def _words(scene: Scene, text: str) -> Any:
-    found = analysis.tokens_matching(scene.store, text, _WORDS)
-    if not found:
-        return html.P("No single token of the vocabulary has these characters.", className="dim")
-    chips = [
-        to(
-            scene.place.go(word=one.token_id, hit=None),
-            [html.Bdi(spelled(one.text, 40)), html.Span(f" {one.occurrences:,}×", className="dim")],
-            className="chip current" if scene.place.word == one.token_id else "chip",
-        )
-        for one in found
-    ]
-    return html.Div([html.H3("Tokens"), html.Div(chips, className="chips")])
-
-
-def _occurrences(scene: Scene, word: int) -> Any:
-    place, offset = scene.place, scene.place.hit or 0
-    found = analysis.token_occurrences(scene.store, word, offset, _HITS)
-    rows = [
-        html.Li(
-            [
-                to(place.go(doc=one.document).go(token=one.place), f"document {one.document}, token {one.place}"),
-                html.Div(
-                    html.Bdi([
-                        *marked(_one_line(one.context.before)), html.Mark(marked(one.context.token)),
-                        *marked(_one_line(one.context.after)),
-                    ]),
-                    className="hit",
-                    **goes(place.go(doc=one.document).go(token=one.place)),
-                ),
-            ]
-        )
-        for one in found.occurrences
-    ]  # fmt: skip
-    name = html.Bdi(spelled(found.text, 40))
-    empty = html.P("It does not occur in this store.", className="dim")
-    return html.Div(
-        [
-            html.Div(
-                [html.H3(["Where ", name, " occurs"]), to(place.go(word=None, hit=None), "close")],
-                className="search-head",
-            ),
-            html.Ul(rows, className="hits") if rows else empty,
-            _turn(place, "hit", offset, _HITS, found.total),
-        ]
-    )
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\n", " ")
-
-
-def _documents(scene: Scene) -> Any:
-    place, offset = scene.place, scene.place.listed or 0
-    where = dict(where_of(scene) or {})
-    documents = where.pop("documents", None)
-    if documents is not None:
-        raise MoescopeError(
-            "The slice names documents by number, which the list cannot filter by; choose a slice of a label, or none."
-        )
-    found = analysis.find_documents(scene.store, place.find, where, offset=offset, limit=_LISTED)
-    rows = []
-    for one in found.documents:
-        there = place.go(doc=one.document)
-        labels = " · ".join(spoken(value, 24) for value in one.labels.values() if value is not None)
-        rows.append(
-            html.Li(
-                [
-                    to(there, html.Bdi(spoken(one.opening, 90) or "(no text)"), className="opening"),
-                    html.Div([f"{one.document} · ", html.Bdi(labels), f" · {one.n_tokens:,} tokens"], className="dim"),
-                ],
-                className="current" if one.document == place.doc else "",
-            )
-        )
-    if not rows:
-        words = f"No document has “{spoken(place.find, 60)}” in it." if place.find else "No document is left."
-        return html.Div([html.H3("Documents"), html.P(words, className="dim")])
-    return html.Div(
-        [
-            html.H3(f"Documents: {found.total:,}"),
-            html.Ul(rows, className="documents"),
-            _turn(place, "listed", offset, _LISTED, found.total),
-        ]
-    )
-
-
-def _turn(place: Place, field: str, offset: int, size: int, total: int) -> Any:
-    if total <= size and offset == 0:
-        return None
-    ways: list[Any] = []
-    if offset > 0:
-        ways.append(to(place.go(**{field: max(offset - size, 0) or None}), "←", **named("Previous page")))
-    ways.append(html.Span(f"{min(offset + 1, total):,}–{min(offset + size, total):,} of {total:,}", className="dim"))
-    if offset + size < total:
-        ways.append(to(place.go(**{field: offset + size}), "→", **named("Next page")))
-    return html.Div(ways, className="pages")
-
-
 def _register(app: Dash, desk: Any) -> None:
     """The page's script follows the place, and what was drawn anew."""
     app.clientside_callback(
@@ -448,7 +325,7 @@ TEXT = Page(
             reads=_SEARCH,
             width=3,
             controls=(lambda scene: controls.text("find", "Find in the texts", "words", width=150),),
-            draw=_search,
+            draw=textsearch.draw,
         ),
         BlockView(
             name="text-tokens",

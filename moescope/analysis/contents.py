@@ -145,6 +145,8 @@ class Contents:
     @cached_property
     def table(self) -> pa.Table:
         """One row per listed document, by number: document, id, source, n_tokens, the labels, opening, shard, place."""
+        from moescope.store.tables import document_schema
+
         columns = ["document", "id", "source", "n_tokens", *self._manifest.corpus.labels]
 
         def compute() -> pa.Table:
@@ -155,7 +157,8 @@ class Contents:
             return pa.concat_tables(tables).append_column("shard", pa.array(shard)).sort_by("document")
 
         where = self._cached("document-openings", compute)
-        listed = pa.concat_tables([shard.documents(columns) for shard in self._shards]).sort_by("document")
+        empty = document_schema(self._manifest.corpus.labels).empty_table().select(columns)
+        listed = pa.concat_tables([empty, *(shard.documents(columns) for shard in self._shards)]).sort_by("document")
         for name in ("opening", "shard", "place"):
             listed = listed.append_column(name, where[name])
         return listed.combine_chunks()

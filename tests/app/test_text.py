@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import unicodedata
 
 import numpy as np
@@ -180,3 +181,30 @@ def test_the_page_is_served(tmp_path):
     write_hostile(tmp_path / "hostile")
     answer = build(tmp_path).server.test_client().get("/store/hostile/text", headers={"Host": "127.0.0.1"})
     assert answer.status_code == 200
+
+
+def test_occurrences_are_of_all_documents_and_say_so(desk):
+    assert "In all documents" not in said(drawn(desk, "text-find", word=3))
+    shown = drawn(desk, "text-find", word=3, slices="few~documents:1", slice="few")
+    assert "In all documents, whichever are selected." in said(shown)
+    assert "Documents: 1" in said(shown)
+
+
+def test_a_store_without_a_shard_yet_says_so(tmp_path):
+    write_hostile(tmp_path / "new")
+    for shard in (tmp_path / "new" / "shards").iterdir():
+        shutil.rmtree(shard)
+    manifest = tmp_path / "new" / "manifest.json"
+    said_of = json.loads(manifest.read_text(encoding="utf-8"))
+    manifest.write_text(json.dumps(said_of | {"status": "capturing", "shards": [], "files": {}}), encoding="utf-8")
+    desk = made_desk(tmp_path)
+    with pytest.raises(MoescopeError, match="no tokens yet"):
+        finished(desk, book.view("text-tokens"), Place("text", "new"))
+    broken = {}
+    for page in book.PAGES.values():
+        for view in page.shown(Place(page.name, "new")):
+            try:
+                finished(desk, view, Place(page.name, "new"))
+            except MoescopeError as reason:
+                broken[view.name] = str(reason)
+    assert not [why for why in broken.values() if " failed: " in why]
