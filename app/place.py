@@ -143,9 +143,16 @@ class Place:
         return replace(self, **changes)
 
     def moved(self, start: Place, end: Place) -> Place:
-        """This place with what changes from `start` to `end`: a link drawn at `start`, followed from here."""
-        names = [field.name for field in fields(self)]
-        return replace(self, **{n: getattr(end, n) for n in names if getattr(end, n) != getattr(start, n)})
+        """This place with what changes from `start` to `end`: a link drawn at `start`, followed from here.
+
+        What names one thing comes from the link as a whole: an expert with its layer, a token with its document. A
+        link to the page of L3E7 that was drawn while L3E7 was selected must not lead to what is selected now.
+        """
+        changed = {f.name for f in fields(self) if getattr(end, f.name) != getattr(start, f.name)}
+        if end.page != start.page:
+            changed |= {"expert": {"expert"}, "text": {"doc"}}.get(end.page, set())
+        changed |= {name for one in changed for name in _TOGETHER.get(one, ())}
+        return replace(self, **{name: getattr(end, name) for name in changed})
 
     @property
     def href(self) -> str:
@@ -214,6 +221,15 @@ def coerced(name: str, text: str) -> Any:
 
 
 _QUERY = {"other": "with"}
+_PAGE = ("listed", "word", "hit")
+_TOGETHER = {
+    "layer": ("expert",),
+    "expert": ("layer",),
+    "doc": ("token", "step", "start", "held"),
+    "question": ("options",),
+    "by": ("label", "against", *_PAGE),
+} | dict.fromkeys(("find", "label", "slice"), _PAGE)
+"""Fields that mean nothing without another, or that another takes along."""
 ALLOWED = {
     "phase": ("prefill", "decode"),
     "definition": ("paper", "code"),

@@ -121,3 +121,15 @@ def test_what_an_address_cannot_hold_is_refused_and_not_forgotten():
         chosen(here, "recipe", "L3E7*64," * 2000, "")
     assert chosen(here, "recipe", "", "").recipe is None
     assert chosen(here, "expert", 0, "").expert == 0
+
+
+def test_a_link_to_one_thing_leads_to_it_whatever_was_chosen_since():
+    drawn = Place("overview", "demo", layer="3", expert=7)
+    here = drawn.go(layer="9", expert=1)
+    for link in (drawn.go(page="expert", layer="3", expert=7), drawn.go(page="expert", layer="3", expert=8)):
+        assert here.moved(drawn, link) == link
+    assert here.moved(drawn, drawn.go(page="lab")) == here.go(page="lab")
+    read = Place("text", "demo", doc=0)
+    pinned = read.go(token=300, start=256)
+    assert pinned.moved(read, read.go(doc=5)) == Place("text", "demo", doc=5)
+    assert pinned.moved(read, read.go(held=4)) == pinned.go(held=4)
