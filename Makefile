@@ -34,8 +34,8 @@ types: $(READY) ## Check types
 	@cp -R moescope build/types/ && cp -R hooks app data build/types/moescope/
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(READY) ## Run the benchmarks (half an hour, on an idle machine) and write their results files
-	for name in capture decoding applying analyses; do $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
+bench: $(READY) ## Run the benchmarks (three quarters of an hour, on an idle machine) and write their results files
+	for name in capture decoding applying analyses app; do $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
 	$(BIN)/python -m tests.readme
 
 families: $(READY) ## Check every family of the zoo and write the README's table of them

@@ -86,6 +86,38 @@ def editing() -> str:
     return "\n".join(lines)
 
 
+def exploring() -> str:
+    """What the app costs on many rows, beside loading them in pandas."""
+    found = results("app")
+    script, still = found["pandas"], found["second tour"]["page still, median s"]
+    rows = [
+        ("first map on the screen, in a store where nothing has been counted", found[_FIRST], "", ""),
+        (
+            "the same after `moescope prepare`, server just started",
+            found["first view, s"],
+            "2 s",
+            script["first view, s"],
+        ),
+        ("the same, opened again", found["first view again, s"], "", script["one label, s"]),
+        ("the slowest page until all its panels stand, seen for the first time", max(still.values()), "", ""),
+    ]
+    lines = ["| the app in a browser | result | target | the same in pandas |", "|---|---|---|---|"]
+    for words, seconds, target, other in rows:
+        lines.append(f"| {words} | {seconds:.1f} s | {target} | {f'{other:.1f} s' if other else ''} |")
+    lines.append(f"| callbacks, 95th percentile | {found['callbacks, p95, ms']:.0f} ms | 150 ms | |")
+    lines.append(f"| memory at its peak | {found['memory, GB']:.2f} GB | 1.5 GB | {script['memory, GB']:.1f} GB |")
+    calls = sum(found[name]["callbacks"] for name in ("first tour", "second tour"))
+    lines.append(
+        f"\n{found['rows'] / 1e6:.0f} million token-layer rows ({found['tokens']:,} tokens), E = 64, k = 8; "
+        f"{calls:,} callbacks on two tours of all pages; {found['machine']}. The pandas script loads every id, counts "
+        "by layer and expert and plots; its second figure is the count for one label."
+    )
+    return "\n".join(lines)
+
+
+_FIRST = "first view, nothing counted yet, s"
+
+
 def unlearning() -> str:
     """What one expert can be made to forget, and what memory that takes."""
     from tests.benchmarks.unlearning import table
@@ -99,6 +131,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "capturing": capturing,
     "counting": counting,
     "editing": editing,
+    "exploring": exploring,
     "unlearning": unlearning,
 }
 
