@@ -153,13 +153,13 @@ def register(app: Dash, desk: Desk) -> None:
     @app.callback(
         Output("url", "href", allow_duplicate=True),
         Output("search", "value"),
-        Input("search", "n_submit"),
-        State("search", "value"),
+        Input("seek", "data"),
         State("place", "data"),
         prevent_initial_call=True,
     )
-    def _search(submits: Any, text: str | None, place: Any) -> Any:
-        if not submits or not text or not place or not place.get("store"):
+    def _search(sought: Any, place: Any) -> Any:
+        text = str((sought or {}).get("text") or "").strip()
+        if not text or not place or not place.get("store"):
             return no_update, no_update
         return searched(parse(place["href"])[0], text).href, ""
 

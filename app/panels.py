@@ -128,6 +128,8 @@ def _table(view: TableView) -> Any:
             "maxBlocksInCache": 20,
             "rowSelection": {"mode": "singleRow", "checkboxes": False, "enableClickSelection": True},
             "animateRows": False,
+            # All columns at once: a table that is filled while it is out of sight would otherwise stay without any.
+            "suppressColumnVirtualisation": True,
             "enableCellTextSelection": True,
         },
         style={"height": f"{view.height}px", "width": "100%"},

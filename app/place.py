@@ -149,6 +149,8 @@ class Place:
         link to the page of L3E7 that was drawn while L3E7 was selected must not lead to what is selected now.
         """
         changed = {f.name for f in fields(self) if getattr(end, f.name) != getattr(start, f.name)}
+        # A link to what was selected where it was drawn selects it again.
+        changed = changed or {"expert", "doc"}
         if end.page != start.page:
             changed |= {"expert": {"expert"}, "text": {"doc"}}.get(end.page, set())
         changed |= {name for one in changed for name in _TOGETHER.get(one, ())}

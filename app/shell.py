@@ -41,6 +41,7 @@ def layout(desk: Desk) -> Any:
                 dcc.Store(id="theme", storage_type="local"),
                 dcc.Store(id="key"),
                 dcc.Store(id="jump"),
+                dcc.Store(id="seek"),
                 dcc.Interval(id="watch", interval=4000),
                 html.A("Skip to the page", href="#page", className="skip"),
                 _header(),

@@ -147,6 +147,8 @@ window.dash_clientside = window.dash_clientside || {};
 
   document.addEventListener("keydown", function (event) {
     const target = event.target;
+    /* What stands in the box now: the server may hear of the last letters only after Enter. */
+    if (event.key === "Enter" && target.id === "search") { tell("seek", { text: target.value }); return; }
     if (event.key === "Enter" && target.dataset && target.dataset.go) { event.preventDefault(); follow(target); return; }
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Escape" && document.body.classList.contains("has-full") && !document.querySelector(".mantine-Modal-content")) {

@@ -202,6 +202,7 @@ def demo(
     screen.say()
     screen.say(f"The report, with every figure and how to read it: {page}  (open it in a browser; it works offline)")
     screen.say(f"The store: {out}  (`moescope info {out}`, or moescope.open({str(out)!r}) in Python)")
+    screen.say(f"To click through it: moescope app {out}")
 
 
 def _finished(out: Path, weights: str, corpus: str) -> Store | None:

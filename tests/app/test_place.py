@@ -110,6 +110,12 @@ def test_a_link_drawn_earlier_changes_only_what_it_is_about():
     assert drawn.moved(drawn, link) == link
 
 
+def test_a_link_to_what_was_selected_selects_it_again():
+    drawn = Place("text", "demo", layer="3", expert=0, doc=1, token=0, label="code")
+    here = drawn.go(layer="4", expert=7, label="math")
+    assert here.moved(drawn, drawn) == drawn.go(label="math")
+
+
 @given(_places(), _places())
 def test_from_where_it_was_drawn_a_link_leads_where_it_says(start, end):
     assert start.moved(start, end) == end

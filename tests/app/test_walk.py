@@ -19,6 +19,7 @@ from moescope.app.book import PAGES
 from moescope.app.place import Place, parse
 from moescope.app.views import FigureView
 from tests.analysis.made_stores import random_truth, write
+from tests.app.hostile import TEXTS, write_hostile
 from tests.app.visiting import Visitor
 from tests.report.test_report import hostile_store
 
@@ -164,7 +165,7 @@ def test_a_store_deleted_and_one_written_while_they_are_viewed(visitor, shelf):
     try:
         visitor.go("/store/passing")
         shutil.rmtree(shelf / "passing")
-        visitor.page.wait_for_selector("text=no store 'passing'", timeout=15_000)
+        visitor.page.wait_for_selector("text=no store 'passing'", timeout=60_000)
         assert visitor.page.locator(".js-plotly-plot").count() == 0
         visitor.well()
     finally:
@@ -264,7 +265,7 @@ def test_a_store_grows_while_it_is_viewed(visitor, shelf, tmp_path):
         visitor.page.wait_for_function(
             "(words) => document.querySelector('#page').innerText.includes(words)",
             arg=f"{whole.n_tokens:,} tokens",
-            timeout=15_000,
+            timeout=60_000,
         )
         visitor.settle().well()
     finally:
@@ -281,3 +282,47 @@ def test_hostile_texts_labels_and_names_are_only_text(visitor, shelf, name):
         visitor.well()
     finally:
         shutil.rmtree(shelf / "hostile")
+
+
+def test_round_from_expert_to_token_to_document_to_expert(visitor):
+    visitor.go("/store/demo/L3/E7")
+    visitor.page.locator(".stretch mark").first.click()
+    visitor.arrive("/store/demo/text")
+    there = parse(visitor.href)[0]
+    assert there.doc is not None
+    assert there.token is not None
+    pinned = visitor.page.locator(".token.pinned")
+    assert pinned.count() == 1
+    assert pinned.get_attribute("data-token") == str(there.token)
+    last = visitor.page.locator(".token-experts tr").last
+    name = last.locator("th a").inner_text().strip()
+    last.locator("td a").click()
+    visitor.arrive(f"/store/demo/{name.replace('E', '/E')}")
+    visitor.page.go_back()
+    visitor.arrive("/store/demo/text")
+    assert parse(visitor.href)[0].token == there.token
+    visitor.well()
+
+
+def test_a_recipe_made_since_a_link_was_drawn_is_kept(visitor):
+    visitor.go("/store/demo/L3/E7")
+    visitor.page.click("#edit-add")
+    visitor.page.wait_for_url("**recipe=**")
+    visitor.settle()
+    visitor.page.locator(".stretch mark").first.click()
+    visitor.arrive("/store/demo/text")
+    assert parse(visitor.href)[0].recipe == "L3E7*64"
+    visitor.well()
+
+
+def test_each_hostile_document_is_only_text(visitor, shelf):
+    write_hostile(shelf / "cruel")
+    try:
+        for number in range(len(TEXTS)):
+            visitor.go(f"/store/cruel/text?layer=1&expert=2&doc={number}&token=1")
+            assert visitor.page.evaluate("() => window.hacked") is None
+            assert visitor.page.locator("#page script, #page iframe, #page img").count() == 0
+            assert not visitor.overflow()
+        visitor.well()
+    finally:
+        shutil.rmtree(shelf / "cruel")

@@ -21,6 +21,8 @@ _BUSY = """() => {
       const plot = graph.querySelector('.js-plotly-plot');
       if (!plot || !plot._fullLayout || graph.style.display === 'none') return 'drawing ' + panel.id;
     } else if (body.querySelector('.ag-root-wrapper')) {
+      const seen = body.getBoundingClientRect();
+      if (seen.top > window.innerHeight || seen.bottom < 0) continue; // a table is filled when it comes into sight
       if (body.querySelector('.ag-loading, .ag-overlay-loading-center')) return 'loading ' + panel.id;
       const rows = [...body.querySelectorAll('.ag-center-cols-container .ag-row')];
       if (rows.length && !rows.some((row) => row.innerText.trim())) return 'loading ' + panel.id;
@@ -35,6 +37,7 @@ class Visitor:
 
     def __init__(self, page, base: str) -> None:
         self.page, self.base, self.trouble = page, base, []
+        page.set_default_timeout(60_000)
         page.on("console", lambda said: said.type in ("error", "warning") and self.trouble.append(said.text))
         page.on("pageerror", lambda error: self.trouble.append(str(error)))
         page.on("request", self._asked)
@@ -55,10 +58,10 @@ class Visitor:
 
     def arrive(self, href: str) -> Visitor:
         """Waits until the address is this one (whatever follows it), and its page is drawn."""
-        self.page.wait_for_url(lambda url: url.removeprefix(self.base).startswith(href), timeout=15_000)
+        self.page.wait_for_url(lambda url: url.removeprefix(self.base).startswith(href), timeout=60_000)
         return self.settle()
 
-    def settle(self, seconds: float = 60) -> Visitor:
+    def settle(self, seconds: float = 120) -> Visitor:
         """Waits until no panel is waiting."""
         self.page.wait_for_timeout(250)
         waited, quiet = 0.0, 0
@@ -79,6 +82,10 @@ class Visitor:
     def shot(self, name: str) -> None:
         """Writes a screenshot of the whole page to build/screenshots, to be looked at."""
         SHOTS.mkdir(parents=True, exist_ok=True)
+        for table in self.page.locator(".ag-root-wrapper").all():
+            table.scroll_into_view_if_needed()
+            self.page.wait_for_timeout(150)
+        self.page.evaluate("() => window.scrollTo(0, 0)")
         self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
 
     def overflow(self) -> list[str]:
