@@ -83,8 +83,9 @@ class Visitor:
         """Writes a screenshot of the whole page to build/screenshots, to be looked at."""
         SHOTS.mkdir(parents=True, exist_ok=True)
         for table in self.page.locator(".ag-root-wrapper").all():
-            table.scroll_into_view_if_needed()
-            self.page.wait_for_timeout(150)
+            if table.is_visible():
+                table.scroll_into_view_if_needed()
+                self.page.wait_for_timeout(150)
         self.page.evaluate("() => window.scrollTo(0, 0)")
         self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
 
