@@ -136,10 +136,11 @@ def _sign(finding: Finding) -> Any:
 
 
 def _expert_of(finding: Finding, scene: Scene) -> Place | None:
-    layer, expert = finding.values.get("layer"), finding.values.get("expert")
-    if layer is None or expert is None or str(layer) not in scene.layers:
+    keys = [site.key for site in scene.store.sites]
+    site, expert = finding.values.get("site"), finding.values.get("expert")
+    if expert is None or site not in keys:
         return None
-    return scene.place.go(page="expert", layer=str(layer), expert=int(expert), full=None)
+    return scene.place.go(page="expert", layer=scene.layers[keys.index(site)], expert=int(expert), full=None)
 
 
 def visible(text: str) -> str:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from moescope import analysis
+from moescope.analysis.labelled import layer_name
 from moescope.app import slicing
 from moescope.app.answers import PATIENCE, Answers
 from moescope.app.bench import Bench
@@ -106,8 +107,7 @@ class Scene:
     @property
     def layers(self) -> list[str]:
         """Every MoE layer's name, as figures write it and URLs carry it."""
-        numbers = [site.layer for site in self.store.sites]
-        return [str(s.layer) if numbers.count(s.layer) == 1 else s.key for s in self.store.sites]
+        return [layer_name(site.layer, site.key) for site in self.store.sites]
 
     def site(self, layer: str | None = None) -> SiteRecord:
         """The chosen layer's site (the first if none is chosen).

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moescope.app.answers import Pending
-from moescope.app.place import Place
+from moescope.app.place import Place, coerced
 from moescope.app.scene import Scene
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ class Page:
 def to_expert(place: Place, point: dict[str, Any]) -> Place | None:
     """The click of every map of layers and experts: selects that expert (its x is the expert, its y the layer)."""
     try:
-        expert, layer = int(point["x"]), str(point["y"])
+        expert, layer = float(point["x"]), coerced("layer", str(point["y"]))
     except (KeyError, TypeError, ValueError):
         return None
-    return place.go(layer=layer, expert=expert)
+    # Between two experts is what a layer does not have: the hatched bar at its end.
+    return place.go(layer=layer, expert=int(expert)) if layer is not None and expert.is_integer() else None

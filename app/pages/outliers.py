@@ -10,7 +10,7 @@ from dash import html
 
 from moescope import figures
 from moescope.analysis.contexts import text_of_token
-from moescope.analysis.labelled import table
+from moescope.analysis.labelled import expert_name, table
 from moescope.analysis.outlier_summary import Rule, massive_finding, rule_of, sink_finding
 from moescope.analysis.summary import Finding, outlier_finding
 from moescope.app import controls
@@ -18,7 +18,7 @@ from moescope.app.expert_words import found_of, visible
 from moescope.app.links import to
 from moescope.app.place import Place
 from moescope.app.scene import Scene
-from moescope.app.views import BlockView, FigureView, Page, TableView
+from moescope.app.views import BlockView, FigureView, Page, TableView, to_expert
 from moescope.errors import MoescopeError
 from moescope.figures.outliers import READ as READ_SUPER
 
@@ -65,15 +65,13 @@ def _rules(scene: Scene) -> Any:
     return html.Table([html.Thead(head), html.Tbody(body)], className="rules")
 
 
-def _names(scene: Scene, experts: tuple[tuple[int, int], ...]) -> Any:
+def _names(scene: Scene, experts: tuple[tuple[str, int], ...]) -> Any:
     if not experts:
         return "none"
     parts: list[Any] = []
     for layer, expert in experts:
-        name = f"L{layer}E{expert}"
-        known = str(layer) in scene.layers
-        place = scene.place.go(page="expert", layer=str(layer), expert=expert, full=None)
-        parts += [", ", to(place, name) if known else name]
+        place = scene.place.go(page="expert", layer=layer, expert=expert, full=None)
+        parts += [", ", to(place, expert_name(layer, expert))]
     return html.Span(parts[1:])
 
 
@@ -82,16 +80,9 @@ def _figure(scene: Scene) -> Any:
 
 
 def _clicked(place: Place, point: dict[str, Any]) -> Place | None:
-    """Both halves of the figure: on the left a point carries (layer, expert, …), on the right its x is the layer."""
+    """A point of either half carries its layer and expert, by name; lines and ticks are of no one expert."""
     about = point.get("customdata")
-    if not isinstance(about, list) or len(about) not in (3, 4):
-        return None
-    layer: Any = about[0] if len(about) == 4 else point.get("x")
-    expert: Any = about[-3]
-    try:
-        return place.go(layer=str(int(layer)), expert=int(expert))
-    except (TypeError, ValueError):
-        return None
+    return to_expert(place, {"y": about[0], "x": about[1]}) if isinstance(about, list) and len(about) > 1 else None
 
 
 def _heads(scene: Scene) -> Any:

@@ -11,6 +11,7 @@ import xarray as xr
 from dash import ALL, ClientsideFunction, Dash, Input, html
 
 from moescope import analysis, figures
+from moescope.analysis.labelled import layer_name
 from moescope.app import controls, textsearch
 from moescope.app.aria import named
 from moescope.app.links import to
@@ -209,7 +210,7 @@ def _select(place: Place, point: dict[str, Any]) -> Place | None:
     site, layer, expert = str(data[0]), str(data[1]), data[2]
     if not isinstance(expert, int | float) or expert < 0:
         return None
-    return place.go(layer=layer if site == f"L{int(layer):03d}" else site, expert=int(expert))
+    return place.go(layer=layer_name(int(layer), site), expert=int(expert))
 
 
 def _about(scene: Scene) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 
 from moescope.analysis.atlas_table import atlas
 from moescope.analysis.contexts import Example, TopToken, examples_of_experts, top_tokens
+from moescope.analysis.labelled import expert_name, layer_names
 from moescope.errors import MoescopeError
 from moescope.store.html import plain
 
@@ -85,7 +86,7 @@ def cards_of_layer(
     """Cards of some experts of one layer (by number or site key), all of them if None; the text is read once."""
     rows = np.flatnonzero(found["site" if isinstance(layer, str) else "layer"].values == layer)
     if not rows.size:
-        known = ", ".join(_names(found))
+        known = ", ".join(layer_names(found))
         raise MoescopeError(f"There is no MoE layer {layer} in this store; it has {known}.")
     if rows.size > 1:
         keys = " or ".join(str(found["site"].values[row]) for row in rows)
@@ -108,7 +109,7 @@ def _card(found: xr.Dataset, row: int, expert: int, tokens: list[TopToken], stre
     return Card(
         layer=int(found["layer"].values[row]),
         expert=expert,
-        name=f"{_written(found)[row]}E{expert}",
+        name=expert_name(layer_names(found)[row], expert),
         values=values,
         **neighbours(found, str(found["site"].values[row]), expert),
         tokens=tuple(tokens),
@@ -124,14 +125,14 @@ def neighbours(found: xr.Dataset, site: str, expert: int) -> dict[str, tuple[tup
         found: an atlas, which names only those that stand against their null.
         site: key of the expert's site; expert: its number.
     """
-    row, names = [str(key) for key in found["site"].values].index(site), _written(found)
+    row, names = [str(key) for key in found["site"].values].index(site), layer_names(found)
     part = found.isel(layer=row, expert=expert)
 
     def near(name: str, worth: str, step: int) -> tuple[tuple[str, float], ...]:
         if name not in part or not 0 <= row + step < len(names):
             return ()
         pairs = zip(part[name].values, part[worth].values, strict=True)
-        return tuple((f"{names[row + step]}E{int(e)}", float(value)) for e, value in pairs if np.isfinite(e))
+        return tuple((expert_name(names[row + step], int(e)), float(value)) for e, value in pairs if np.isfinite(e))
 
     return {
         "predecessors": near("predecessor", "predecessor_lift", -1),
@@ -146,17 +147,6 @@ def absent(found: xr.Dataset) -> dict[str, str]:
     return {} if words == "none" else dict(part.split(": ", 1) for part in words.split("; "))
 
 
-def _written(found: xr.Dataset) -> list[str]:
-    """Each layer as people write it before an expert: "L3", or its site's key."""
-    return [name if name.startswith("L") else f"L{name}" for name in _names(found)]
-
-
-def _names(found: xr.Dataset) -> list[str]:
-    """Each layer's number, or its site's key where layers have two routers."""
-    layers = found["layer"].values.tolist()
-    return [str(name) for name in (layers if len(set(layers)) == len(layers) else found["site"].values)]
-
-
 def parsed(name: str | tuple[int | str, int]) -> tuple[int | str, int]:
     """(layer, expert) of "L3E7", and (site key, expert) of "L003-attentionE7".
 
@@ -168,7 +158,7 @@ def parsed(name: str | tuple[int | str, int]) -> tuple[int | str, int]:
     match = re.fullmatch(r"\s*[Ll](\d+)\s*[Ee](\d+)\s*", name)
     if match is not None:
         return int(match[1]), int(match[2])
-    match = re.fullmatch(r"\s*(L\d{3,}-[A-Za-z0-9_-]+)E(\d+)\s*", name)
+    match = re.fullmatch(r"\s*(L\d{3,}[A-Za-z_-][A-Za-z0-9_-]*?)E(\d+)\s*", name)
     if match is None:
         raise MoescopeError(f"{name!r} names no expert: write it as L3E7, layer 3 and expert 7.")
     return match[1], int(match[2])

@@ -100,6 +100,24 @@ class LayerAxis:
         }
 
 
+def layer_name(layer: int, site: str) -> str:
+    """A layer as people write it: its model index, or its site key where that says more ("L003-mlp" of two routers)."""
+    return str(int(layer)) if site == f"L{int(layer):03d}" else site
+
+
+def layer_names(result: xr.Dataset) -> list[str]:
+    """Each layer of a result as people write it, whatever other layers it has."""
+    layers = result["layer"].values.tolist()
+    if "site" not in result.coords:
+        return [str(int(layer)) for layer in layers]
+    return [layer_name(layer, str(site)) for layer, site in zip(layers, result["site"].values, strict=True)]
+
+
+def expert_name(layer: str, expert: int) -> str:
+    """An expert as people write it, its layer as `layer_name` does: "L3E7", "L003-mlpE7"."""
+    return f"{layer if layer.startswith('L') else f'L{layer}'}E{expert}"
+
+
 def provenance(store: Store | None, **parameters: Any) -> dict[str, Any]:
     """Attributes that say where a result came from; flat, so that the result can be saved as netCDF.
 

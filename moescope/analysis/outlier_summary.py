@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from moescope.analysis.labelled import layer_names
 from moescope.analysis.outliers import CODE_DEPTH, GREW, formed_depth
 from moescope.analysis.summary import Finding
 
@@ -23,7 +24,7 @@ class Rule:
         depth: last model layer whose maxima are pooled; why: how it was found.
         pooled: experts pooled; cap: how many of them the rule can name at most.
         percentile, tenth: what an expert's largest output must exceed, both.
-        named: (layer, expert) that the rule names, largest first.
+        named: (layer by its name, expert) that the rule names, largest first.
         believed: those of them that are outliers of their layer too, by the ratio and beyond the null of the robust z.
     """
 
@@ -34,8 +35,8 @@ class Rule:
     cap: int
     percentile: float
     tenth: float
-    named: tuple[tuple[int, int], ...]
-    believed: tuple[tuple[int, int], ...]
+    named: tuple[tuple[str, int], ...]
+    believed: tuple[tuple[str, int], ...]
 
 
 def rule_of(result: xr.Dataset) -> Rule:
@@ -43,10 +44,11 @@ def rule_of(result: xr.Dataset) -> Rule:
     named = result["super"].values.astype(bool)
     solid = named & result["by_ratio"].values & (result["robust_z"].values > result["z_null_p99"].values[:, None])
     order = np.argsort(-np.nan_to_num(result["absmax"].values, nan=-1).ravel(), kind="stable")
+    layers = layer_names(result)
 
-    def listed(kept: np.ndarray) -> tuple[tuple[int, int], ...]:
+    def listed(kept: np.ndarray) -> tuple[tuple[str, int], ...]:
         places = [np.unravel_index(flat, kept.shape) for flat in order.tolist() if kept.ravel()[flat]]
-        return tuple((int(result["layer"].values[row]), int(expert)) for row, expert in places)
+        return tuple((layers[row], int(expert)) for row, expert in places)
 
     return Rule(
         definition=str(result.attrs["definition"]),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from moescope.analysis.labelled import expert_name, layer_name, layer_names
 from moescope.analysis.loads import load
 from moescope.analysis.outliers import super_experts
 from moescope.analysis.specialisation import npmi
@@ -29,7 +30,7 @@ class Finding:
         headline: one short sentence.
         detail: the numbers behind it, with their null.
         holds: True if it stands against its null, False if it does not, None if it could not be looked at.
-        values: the numbers by name, and `layer`, `expert`, `label` where it is about one.
+        values: the numbers by name, and `layer`, `site` (its key), `expert`, `label` where it is about one.
     """
 
     analysis: str
@@ -111,7 +112,7 @@ def specialisation_finding(result: xr.Dataset, level: float = LEVEL) -> Finding:
     if not stands.any():
         best = _cell(result, np.nanargmax(result["npmi"].values)) if np.isfinite(result["npmi"].values).any() else None
         nearest = (
-            f" The largest is L{best['layer']}E{best['expert']} for “{best['label']}”: nPMI {best['npmi']:.2f}, "
+            f" The largest is {best['name']} for “{best['label']}”: nPMI {best['npmi']:.2f}, "
             f"its null's 99th percentile {best['null_p99']:.2f}, q = {_small(best['q'])}."
             if best
             else ""
@@ -134,7 +135,7 @@ def specialisation_finding(result: xr.Dataset, level: float = LEVEL) -> Finding:
         f"{experts} of {selected} experts prefer at least one {by} at q ≤ {level:g}."
     )
     headline = (
-        f"In layer {best['layer']}, expert {best['expert']} fires for “{best['label']}” "
+        f"In layer {layer_name(best['layer'], best['site'])}, expert {best['expert']} fires for “{best['label']}” "
         f"{best['lift']:.1f} times as often as overall."
     )
     return Finding("npmi", headline, detail, True, best | {"experts": experts, "of": selected})
@@ -146,7 +147,8 @@ def balance_finding(result: xr.Dataset) -> Finding:
     if not np.isfinite(vio).any():
         return Finding("load", "No expert was ever selected.", "The store holds no filled routing slot.", None)
     row = int(np.nanargmax(vio))
-    layer = int(result["layer"].values[row])
+    layer, site = int(result["layer"].values[row]), str(result["site"].values[row])
+    written = layer_name(layer, site)
     busiest = int(np.nanargmax(result["count"].values[row]))
     width = int(result["n_experts"].values[row])
     null = float(result["null_max_vio_p99"].values[row])
@@ -159,15 +161,17 @@ def balance_finding(result: xr.Dataset) -> Finding:
     )
     median = float(np.nanmedian(vio)) + 1
     if uneven:
-        headline = f"The busiest expert, L{layer}E{busiest}, does {vio[row] + 1:.1f} times its fair share of the work."
+        headline = f"The busiest expert, {expert_name(written, busiest)}, does {vio[row] + 1:.1f} times "
+        headline += "its fair share of the work."
     else:
         headline = "Work is shared as evenly as random choice would."
     detail = (
-        f"In layer {layer} the load of {width} experts is as mixed as {effective:.1f} equally busy ones; random choice "
-        f"would leave its busiest at {null + 1:.2f} times a fair share or less. In the median layer the busiest does "
-        f"{median:.1f} times. {dead_words}"
+        f"In layer {written} the load of {width} experts is as mixed as {effective:.1f} equally busy ones; random "
+        f"choice would leave its busiest at {null + 1:.2f} times a fair share or less. In the median layer the busiest "
+        f"does {median:.1f} times. {dead_words}"
     )
-    values = {"layer": layer, "expert": busiest, "max_vio": float(vio[row]), "null_max_vio_p99": null, "dead": dead}
+    values = {"layer": layer, "site": site, "expert": busiest, "dead": dead}
+    values |= {"max_vio": float(vio[row]), "null_max_vio_p99": null}
     return Finding("load", headline, detail, uneven, values)
 
 
@@ -190,6 +194,7 @@ def outlier_finding(result: xr.Dataset) -> Finding:
     ratio = float(result["ratio_to_median"].values[row, column])
     values = {
         "layer": int(result["layer"].values[row]),
+        "site": str(result["site"].values[row]),
         "expert": int(column),
         "absmax": float(absmax[row, column]),
         "ratio_to_median": ratio,
@@ -217,14 +222,16 @@ def _cell(result: xr.Dataset, flat: Any) -> dict[str, Any]:
     names = ("npmi", "null_p99", "p", "q", "p_max", "lift", "p_active")
     return {
         "layer": int(result["layer"].values[row]),
+        "site": str(result["site"].values[row]),
         "expert": int(expert),
+        "name": expert_name(layer_names(result)[row], int(expert)),
         "label": str(result["label"].values[label]),
     } | {name: float(result[name].values[row, expert, label]) for name in names}
 
 
 def _name(result: xr.Dataset, flat: int) -> str:
     row, expert = np.unravel_index(flat, result["absmax"].shape)
-    return f"L{int(result['layer'].values[row])}E{int(expert)}"
+    return expert_name(layer_names(result)[row], int(expert))
 
 
 def _small(value: float) -> str:

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from moescope.analysis.labelled import layer_name
 from moescope.errors import MoescopeError
 from moescope.figures.axes import align_titles
 from moescope.figures.lift_maps import SIDE, chosen_maps, lift_maps, lift_reach, say, square
@@ -89,7 +90,7 @@ def affinity(result: xr.Dataset, level: float = 0.05, pairs: Sequence[str] | Non
         figure, result.sizes["target_expert"], result.sizes["source_expert"], "target expert", "source expert", reach
     )
     _information_axes(figure, result, "2")
-    labels = [known[index].replace("-", " → ") for index in chosen]
+    labels = [_pair_names(result)[index] for index in chosen]
     if len(chosen) > 1:
         figure.update_layout(updatemenus=[menu(labels, groups, len(fixed))], margin_t=92)
     align_titles(figure, 2)
@@ -121,7 +122,7 @@ def affinity_map(result: xr.Dataset, pair: str | None = None, level: float = 0.0
     figure, reach = make_subplots(rows=1, cols=1), lift_reach(part["lift"].values)
     for trace in lift_maps(part, _DETAILS, _between(part), _HOVER, level, reach):
         figure.add_trace(trace)
-    source, target = (part[f"{end}_layer"].item() for end in ("source", "target"))
+    source, target = _ends(part)[0]
     square(figure, sizes[0], sizes[1], f"other expert, of layer {target}", f"expert of layer {source}", reach)
     figure.update_xaxes(title_text=f"expert of layer {target}")
     figure.update_layout(margin_t=24)
@@ -143,11 +144,25 @@ def mutual_information(result: xr.Dataset) -> go.Figure:
 
 
 def _between(part: xr.Dataset) -> str:
-    return f"layer {part['source_layer'].item()} → layer {part['target_layer'].item()}"
+    source, target = _ends(part)[0]
+    return f"layer {source} → layer {target}"
+
+
+def _ends(result: xr.Dataset) -> list[tuple[str, str]]:
+    """The two layers of each pair, as people write them."""
+    sides = [
+        [layer_name(layer, str(site)) for layer, site in zip(*map(np.atleast_1d, values), strict=True)]
+        for values in ((result[f"{end}_layer"].values, result[f"{end}_site"].values) for end in ("source", "target"))
+    ]
+    return list(zip(*sides, strict=True))
+
+
+def _pair_names(result: xr.Dataset) -> list[str]:
+    return [" → ".join(ends) for ends in _ends(result)]
 
 
 def _information(result: xr.Dataset) -> list[Any]:
-    names = [str(name).replace("-", " → ") for name in result["pair"].values]
+    names = _pair_names(result)
     fields = ("mi_corrected", "mi", "mi_null", "normalised", "p_mi", "q_mi", "entropy_target", "total")
     details = np.stack([result[name].values for name in fields], axis=-1)
     shown = np.where(np.isnan(result["mi_corrected"].values), result["mi"].values, result["mi_corrected"].values)
@@ -181,11 +196,10 @@ def _information(result: xr.Dataset) -> list[Any]:
 
 
 def _matrix(result: xr.Dataset, shown: np.ndarray, details: np.ndarray, about: str) -> go.Heatmap:
-    what = "layer" if _numbers_are_unique(result) else "site"
-    source, target = (result[f"{end}_{what}"].values.astype(str) for end in ("source", "target"))
-    rows, columns = list(dict.fromkeys(source.tolist())), list(dict.fromkeys(target.tolist()))
+    ends = _ends(result)
+    rows, columns = (list(dict.fromkeys(names)) for names in zip(*ends, strict=True))
     z, held = np.full((len(rows), len(columns)), np.nan), np.full((len(rows), len(columns), details.shape[1]), np.nan)
-    for index, (a, b) in enumerate(zip(source.tolist(), target.tolist(), strict=True)):
+    for index, (a, b) in enumerate(ends):
         z[rows.index(a), columns.index(b)] = shown[index]
         held[rows.index(a), columns.index(b)] = details[index]
     scale: Any = template("light").layout
@@ -207,7 +221,7 @@ def _matrix(result: xr.Dataset, shown: np.ndarray, details: np.ndarray, about: s
 
 
 def _information_axes(figure: go.Figure, result: xr.Dataset, number: str) -> None:
-    names = [str(name).replace("-", " → ") for name in result["pair"].values]
+    names = _pair_names(result)
     x, y = f"xaxis{number}", f"yaxis{number}"
     if not _is_chain(result):
         figure.update_layout(
@@ -232,12 +246,3 @@ def _is_chain(result: xr.Dataset) -> bool:
     """Does each layer stand at most once as a source and once as a target?"""
     ends = (result[name].values.tolist() for name in ("source_site", "target_site"))
     return all(len(set(sites)) == len(sites) for sites in ends)
-
-
-def _numbers_are_unique(result: xr.Dataset) -> bool:
-    """Is there one router to each layer number?"""
-    found: dict[int, set[str]] = {}
-    for end in ("source", "target"):
-        for layer, site in zip(result[f"{end}_layer"].values, result[f"{end}_site"].values, strict=True):
-            found.setdefault(int(layer), set()).add(str(site))
-    return all(len(sites) == 1 for sites in found.values())

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.colors import sample_colorscale
 
+from moescope.analysis.labelled import layer_names
 from moescope.figures.theme import BLUE, GREY, ORANGE
 
-
-def layer_names(result: xr.Dataset) -> list[str]:
-    """One category per MoE layer: its model layer index, or its site key where one block holds two routers."""
-    layers = result["layer"].values
-    if np.unique(layers).size == layers.size:
-        return [str(int(layer)) for layer in layers]
-    return [str(site) for site in result["site"].values]
+__all__ = ["align_titles", "depth_colours", "expert_axis", "layer_axis", "layer_names"]
 
 
 def layer_axis(result: xr.Dataset, **more: Any) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from moescope.figures.axes import layer_names
 from moescope.figures.lift_maps import chosen_maps, lift_maps, lift_reach, say, square
 from moescope.figures.menus import menu
 
@@ -32,8 +32,7 @@ def coactivation(result: xr.Dataset, level: float = 0.05, layers: Sequence[int] 
     Raises:
         MoescopeError: a layer that the result does not have.
     """
-    unique = np.unique(result["layer"].values).size == result.sizes["layer"]
-    known = [str(name) for name in result["layer" if unique else "site"].values]
+    known = layer_names(result)
     stands = (result["q"].values <= level).sum(axis=(1, 2))
     wanted = None if layers is None else [str(layer) for layer in layers]
     chosen = chosen_maps(known, wanted, stands, result["lift"][0].size, "layer")

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from moescope.analysis.labelled import expert_name, layer_names
 from moescope.figures.axes import align_titles
 from moescope.figures.theme import BLUE, GREY, ORANGE, template
 
@@ -17,6 +18,12 @@ READ = (
     "grey line is the largest value of the residual stream after each layer: where it jumps, massive activations form."
 )
 """How to read the figure; filled in by `read`."""
+
+
+_SAID = (
+    "largest |output| %{y:.4g}<br>%{customdata[2]:.2f} × its layer's median, robust z %{customdata[3]:.1f}"
+    "<extra></extra>"
+)
 
 
 def read(result: xr.Dataset) -> str:
@@ -63,15 +70,8 @@ def _sorted(result: xr.Dataset) -> list[go.Scatter]:
     rank, value = result["rank"].values.ravel(), result["absmax"].values.ravel()
     seen = np.flatnonzero(~np.isnan(rank))
     order = seen[np.argsort(rank[seen])]
-    layer = np.repeat(result["layer"].values, result.sizes["expert"])
-    expert = np.tile(result["expert"].values, result.sizes["layer"])
-    details = np.stack(
-        [layer, expert, result["ratio_to_median"].values.ravel(), result["robust_z"].values.ravel()], axis=-1
-    )
-    hover = (
-        "<b>L%{customdata[0]:.0f}E%{customdata[1]:.0f}</b>, rank %{x:.0f}<br>largest |output| %{y:.4g}<br>"
-        "%{customdata[2]:.2f} × its layer's median, robust z %{customdata[3]:.1f}<extra></extra>"
-    )
+    details = _details(result).reshape(rank.size, -1)
+    hover = f"<b>%{{customdata[4]}}</b>, rank %{{x:.0f}}<br>{_SAID}"
     pooled, named = result["pooled"].values.ravel()[order], result["super"].values.ravel()[order]
     traces = []
     for kept, colour, name, size in (
@@ -86,7 +86,7 @@ def _sorted(result: xr.Dataset) -> list[go.Scatter]:
                 y=value[places],
                 customdata=details[places],
                 mode="markers+text" if name.startswith("super") else "markers",
-                text=[f"L{layer[i]}E{expert[i]}" for i in places] if name.startswith("super") else None,
+                text=details[places, 4] if name.startswith("super") else None,
                 textposition="top right",
                 marker={"color": colour, "size": size, "opacity": 0.85, "line": {"width": 0}},
                 name=name,
@@ -102,13 +102,10 @@ def _by_layer(result: xr.Dataset) -> list[go.Scatter]:
     value = result["absmax"].values
     row, expert = np.nonzero(~np.isnan(value))
     named = result["super"].values[row, expert]
-    details = np.stack(
-        [expert, result["ratio_to_median"].values[row, expert], result["robust_z"].values[row, expert]], axis=-1
-    )
     dots = go.Scatter(
         x=layers[row],
         y=value[row, expert],
-        customdata=details,
+        customdata=_details(result)[row, expert],
         mode="markers",
         marker={
             "color": np.where(named, ORANGE, BLUE),
@@ -118,10 +115,7 @@ def _by_layer(result: xr.Dataset) -> list[go.Scatter]:
         },
         showlegend=False,
         name="expert",
-        hovertemplate=(
-            "<b>L%{x}E%{customdata[0]:.0f}</b><br>largest |output| %{y:.4g}<br>%{customdata[1]:.2f} × its layer's "
-            "median, robust z %{customdata[2]:.1f}<extra></extra>"
-        ),
+        hovertemplate=f"<b>%{{customdata[4]}}</b><br>{_SAID}",
     )
     bar = go.Scatter(
         x=layers,
@@ -143,6 +137,17 @@ def _by_layer(result: xr.Dataset) -> list[go.Scatter]:
         hovertemplate="layer %{x}<br>largest |residual| after it: %{y:.4g}<extra></extra>",
     )
     return [dots, bar] if np.isnan(result["massive"].values).all() else [dots, bar, residual]
+
+
+def _details(result: xr.Dataset) -> np.ndarray:
+    """[layer, expert, 5]: layer and expert as links name them, ratio, robust z, and both as people write them."""
+    layers, experts = layer_names(result), result["expert"].values.tolist()
+    data = np.empty((len(layers), len(experts), 5), dtype=object)
+    data[..., 0] = np.array(layers, dtype=object)[:, None]
+    data[..., 1] = np.array(experts, dtype=object)
+    data[..., 2], data[..., 3] = result["ratio_to_median"].values, result["robust_z"].values
+    data[..., 4] = [[expert_name(layer, expert) for expert in experts] for layer in layers]
+    return data
 
 
 def _thresholds(result: xr.Dataset) -> list[go.Scatter]:

@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from moescope.figures.axes import layer_names
 from moescope.figures.menus import menu
 from moescope.figures.theme import GREY, template
 
@@ -51,11 +52,11 @@ def paths(result: xr.Dataset, level: float = 0.05, most: int = 40, bands: str | 
     for place, sankey in enumerate(sankeys):
         sankey.visible = place == 0
         figure.add_trace(sankey)
-    steps = result.sizes["step"]
+    steps, layers = result.sizes["step"], layer_names(result)
     fullest = max(max(np.unique(sankey.node.x, return_counts=True)[1]) for sankey in sankeys)
     for step in range(steps):
         figure.add_annotation(
-            text=f"layer {int(result['layer'].values[step])}",
+            text=f"layer {layers[step]}",
             x=step / (steps - 1),
             y=1.0,
             xref="paper",
@@ -143,7 +144,7 @@ def _sankey(result: xr.Dataset, bands: list[Band], name: str) -> go.Sankey:
             y.append(min(max((top + size / 2) / room, 0.001), 0.999))
             top += size + PAD
     place = {node: index for index, node in enumerate(nodes)}
-    layers = result["layer"].values
+    layers = layer_names(result)
     return go.Sankey(
         name=name,
         arrangement="snap",
@@ -155,7 +156,7 @@ def _sankey(result: xr.Dataset, bands: list[Band], name: str) -> go.Sankey:
             "pad": PAD,
             "thickness": 10,
             "line": {"width": 0},
-            "customdata": [f"layer {int(layers[step])}, expert {expert}" for step, expert in nodes],
+            "customdata": [f"layer {layers[step]}, expert {expert}" for step, expert in nodes],
             "hovertemplate": "%{customdata}<br>%{value:,.0f} tokens of those drawn<extra></extra>",
         },
         link={

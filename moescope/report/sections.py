@@ -11,6 +11,7 @@ import xarray as xr
 
 from moescope.analysis.contexts import Example, TopToken, examples, top_tokens
 from moescope.analysis.counts import labelling
+from moescope.analysis.labelled import expert_name, layer_names
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ ROWS = 10
 
 @dataclass(frozen=True)
 class Specialist:
-    """One expert shown under a label: its numbers by name, its preferred tokens, and text it is busy in."""
+    """One expert shown under a label: its layer and numbers by name, its preferred tokens, and text it is busy in."""
 
-    layer: int
+    layer: str
     expert: int
     values: dict[str, float]
     tokens: list[TopToken]
@@ -86,13 +87,13 @@ def balance_rows(result: xr.Dataset | MoescopeError) -> list[dict[str, Any]]:
     if isinstance(result, MoescopeError):
         return []
     rows = []
-    for index, layer in enumerate(result["layer"].values):
+    for index, layer in enumerate(layer_names(result)):
         part = result.isel(layer=index)
         if not np.isfinite(part["max_vio"].item()):
             continue
         rows.append(
             {
-                "layer": int(layer),
+                "layer": layer,
                 "busiest": int(np.nanargmax(part["count"].values)),
                 "times": part["max_vio"].item() + 1,
                 "chance": part["null_max_vio_p99"].item() + 1,
@@ -115,12 +116,13 @@ def label_cards(store: Store, result: xr.Dataset | MoescopeError) -> list[LabelC
     chosen = labelling(store, str(result.attrs["by"]))
     picked = {index: _picked(result, stands, index) for index in shown}
     preferences = _preferences(store, result, picked)
+    layers = layer_names(result)
     cards = []
     for index in shown:
         documents = set(chosen.documents[chosen.code == index].tolist())
         specialists = [
             Specialist(
-                layer=int(result["layer"].values[row]),
+                layer=layers[row],
                 expert=expert,
                 values={
                     name: result[name].values[row, expert, index].item()
@@ -174,7 +176,7 @@ def outlier_rows(store: Store, result: xr.Dataset | MoescopeError) -> list[dict[
         rows.append(
             {
                 "rank": int(rank[row, expert]),
-                "name": f"L{int(result['layer'].values[row])}E{int(expert)}",
+                "name": expert_name(layer_names(result)[row], int(expert)),
                 "token": words.get(token) if token >= 0 else None,
                 "token_id": token,
                 "document": int(cell["document"].item()),

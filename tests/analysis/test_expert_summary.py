@@ -64,11 +64,11 @@ def test_outliers_need_the_rule_the_ratio_and_the_null(store):
     assert expert_summary.outlier_of_expert(result, SITE, 2).headline == "Is no super expert."
     assert expert_summary.outlier_of_expert(result, SITE, 4).holds is None
     rule = rule_of(result)
-    assert (rule.named, rule.believed) == (((4, 4),), ((4, 4),))
+    assert (rule.named, rule.believed) == ((("4", 4),), (("4", 4),))
     assert rule.pooled == 9
     early = analysis.super_experts(store, depth=2)  # pools layer 2 alone, whose largest is no outlier
     assert expert_summary.outlier_of_expert(early, SITE, 2).headline.startswith("Named by the super expert rule, but")
-    assert rule_of(early).named == ((2, 2),)
+    assert rule_of(early).named == (("2", 2),)
     assert rule_of(early).believed == ()
 
 

@@ -108,7 +108,7 @@ def test_balance_is_the_loads_own(store):
     np.testing.assert_allclose(busiest.x, result["max_vio"].values + 1)
     np.testing.assert_allclose(first.x, result["null_effective_experts_p01"].values / [5, 3, 5])
     np.testing.assert_allclose(second.x, result["null_max_vio_p99"].values + 1)
-    assert list(even.y) == ["L002", "L002b", "L004"]
+    assert list(even.y) == ["2", "L002b", "4"]
     with pytest.raises(MoescopeError, match="one label"):
         figures.balance(analysis.load(store, by="domain"))
 

@@ -1,0 +1,147 @@
+"""Every click on every figure leads to what there is, also where a layer has two routers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moescope.analysis.cards import parsed
+from moescope.app.book import PAGES
+from moescope.app.drawing import _sent
+from moescope.app.place import Place, parse
+from moescope.app.views import FigureView
+from tests.analysis.made_stores import random_truth, write
+from tests.app.made_desk import drawn, made_desk, words
+
+WIDTHS, KEYS, NAMES = [5, 3, 6], ["L002-attention", "L002-mlp", "L004"], ["L002-attention", "L002-mlp", "4"]
+EVERY = {(name, expert) for name, width in zip(NAMES, WIDTHS, strict=True) for expert in range(width)}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """`two` and `other`: the same texts, two routers in layer 2, the last layer chosen otherwise in the other."""
+    root = tmp_path_factory.mktemp("clicked")
+    prefer = np.zeros((40, 3, 6))
+    prefer[::2, 1, 1] = 3  # expert 1 of the second router answers to law
+    truth = random_truth(np.random.default_rng(0), 40, WIDTHS, [2, 2, 2], longest=40, prefer=prefer)
+    maxima = np.random.default_rng(1).random((3, 6)) + 0.5
+    maxima[1, 2] = 900.0  # the largest of all is of the second router
+    about: Any = {"layers": [2, 2, 4], "keys": KEYS, "vocabulary": {t: f"the{t} " for t in range(20)}}
+    labels = {"domain": ["law", "code"] * 20}
+    write(root / "two", truth, WIDTHS, labels, maxima=maxima, hidden=[1.0] * 5, **about)
+    moved = [*truth.expert[:2], (truth.expert[2] + truth.token_id[:, None] % 2) % 6]
+    write(root / "other", type(truth)(**(vars(truth) | {"expert": moved})), WIDTHS, labels, **about)
+    return made_desk(root)
+
+
+def points(figure: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Every point that the browser could tell of, as dash tells it: maps carry no details of a cell with a click."""
+    for number, (trace, sent) in enumerate(zip(figure.data, _sent(figure)["data"], strict=True)):
+        if trace.hoverinfo == "skip" or trace.type == "sankey":
+            continue
+        carried = sent.get("customdata")
+        if trace.type == "heatmap":
+            assert trace.hoverongaps is False  # or a cell that is not there would answer
+            for row, column in zip(*np.nonzero(np.isfinite(np.array(trace.z, dtype=float))), strict=True):
+                y = trace.y[row] if trace.y is not None else row
+                x = trace.x[column] if trace.x is not None else column
+                yield trace, {"curveNumber": number, "x": x, "y": y, "z": trace.z[row][column]}
+            continue
+        for index in range(len(trace.y)):
+            base = trace.base[index] if trace.type == "bar" and trace.base is not None else 0
+            point = {"curveNumber": number, "x": trace.x[index] + base, "y": trace.y[index], "pointNumber": index}
+            yield trace, point | ({} if carried is None else {"customdata": carried[index]})
+
+
+def followed(desk, view, place: Place) -> list[Place]:
+    """Where all clicks on a figure lead, each through its address; that there is what each selects."""
+    found = []
+    for _, point in points(drawn(desk, view, place)):
+        there = view.click(place, point) if view.click else view.pick(desk.scene(place), point)
+        if there is None:
+            continue
+        back, notes = parse(there.href)
+        assert notes == ()
+        scene = desk.scene(back)
+        scene.chosen()
+        scene.site()
+        if back.doc is not None:
+            assert back.doc < scene.store.n_documents
+        found.append(back)
+    return found
+
+
+def figures_that_answer() -> list[Any]:
+    return [
+        pytest.param(page, view, id=view.name)
+        for page, of in PAGES.items()
+        for view in of.views
+        if isinstance(view, FigureView) and (view.click or view.pick) and page != "lab"  # its answers need a model
+    ]
+
+
+# Which experts a figure shows, where that is not every one of the store.
+SOME: dict[str, set[tuple[str, int]]] = {
+    "text-routing": set(),
+    "text-held": set(),
+    "text-beside": set(),
+    "transitions": {("L002-mlp", expert) for expert in range(3)},
+    "together": {("L002-mlp", expert) for expert in range(3)},
+    "information": set(),
+    "token-map": set(),
+}
+
+
+@pytest.mark.parametrize(("page", "view"), figures_that_answer())
+def test_clicks_lead_to_what_there_is(desk, page, view):
+    if page == "map":
+        pytest.importorskip("umap", reason="umap-learn is not installed")
+    here = Place(page, "two", layer="L002-mlp", label="law", other="other", doc=0, token=2, held=1)
+    there = followed(desk, view, here.go(question="npmi_tokens") if view.name == "kinds" else here)
+    assert there
+    reached = {(place.layer, place.expert) for place in there if place.expert is not None}
+    if view.name not in SOME:
+        assert reached == EVERY
+    elif SOME[view.name]:
+        assert reached == SOME[view.name]
+    elif view.name.startswith("text"):
+        assert {layer for layer, _ in reached} == set(NAMES)
+
+
+def test_the_pair_of_a_bar_is_the_pair_of_layers_it_names(desk):
+    view = next(view for view in PAGES["flow"].views if view.name == "information")
+    there = followed(desk, view, Place("flow", "two"))  # pyright: ignore[reportArgumentType]
+    assert {(place.layer, place.neighbour) for place in there} == {("L002-attention", "L002-mlp"), ("L002-mlp", "4")}
+
+
+def test_what_is_not_there_answers_to_no_click(desk):
+    grid = next(view for view in PAGES["overview"].views if view.name == "grid")
+    missing = [point for trace, point in points(drawn(desk, grid, Place("overview", "two")))
+               if trace.name == "no such expert"]  # fmt: skip
+    assert missing
+    assert [grid.click(Place("overview", "two"), point) for point in missing] == [None] * len(missing)
+
+
+def test_headlines_name_the_router_and_lead_to_its_expert(desk):
+    place = Place("overview", "two")
+    said = {
+        "outlying": "names L002-mlpE2",
+        "specialised": "In layer L002-mlp, expert 1",
+        "even": "L002-mlpE1, does",
+    }
+    for name, headline in said.items():
+        card = drawn(desk, next(view for view in PAGES["overview"].views if view.name == name), place)
+        assert headline in words(card)
+        assert f"/store/two/L002-mlp/E{2 if name == 'outlying' else 1}" in str(card)
+    rules = drawn(desk, next(view for view in PAGES["outliers"].views if view.name == "rules"), place)
+    assert "L002-mlpE2" in words(rules)
+    assert "/store/two/L002-mlp/E2" in str(rules)
+
+
+def test_an_expert_of_a_router_is_found_by_its_name():
+    assert parsed("L003-mlpE7") == ("L003-mlp", 7)
+    assert parsed("L003bE7") == ("L003b", 7)
+    assert parsed("l3e7") == (3, 7)
