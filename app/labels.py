@@ -5,11 +5,11 @@ from __future__ import annotations
 from moescope.app.scene import Scene
 
 
-def label_values(scene: Scene) -> list[str]:
-    """Values of the label that counts, in order; read once for a store as it stands."""
+def label_values(scene: Scene, column: str | None = None) -> list[str]:
+    """Values of a label (of the one that counts, if None), in order; read once for a store as it stands."""
     import pyarrow.compute as pc
 
-    by = scene.by
+    by = scene.by if column is None else column
     if by is None:
         return []
 

@@ -12,6 +12,7 @@ from dash import html
 from moescope import analysis, figures
 from moescope.analysis.maps import By
 from moescope.app import controls, slicing
+from moescope.app.answers import Pending
 from moescope.app.expert_words import result_of
 from moescope.app.labels import label_values
 from moescope.app.linestocopy import copied
@@ -37,14 +38,30 @@ _NAMES = {"relative_load": "load, × fair share", "preferred": "prefers", "absma
 _ASKS = {"relative_load": "load", "reap": "importance", "ean": "importance", "margin": "margins"}
 _ASKS |= {"absmax": "super_experts", "preferred": "npmi"}
 _NEAREST = 12
+_FEWEST = 3
+"""Values of a label from which experts can be told apart in two dimensions, as `analysis.expert_map` asks for."""
 _SELECTION = ("by", "label", "phase", "slices", "slice")
 
 
 def _alike(scene: Scene) -> By:
-    chosen = scene.place.alike or ("profile" if scene.store.labels else "tokens")
+    chosen = scene.place.alike or _unasked(scene)
     if chosen not in _ALIKE:
         raise MoescopeError(f"A map is by one of {', '.join(_ALIKE)}, not {chosen!r}.")
+    if chosen == "profile" and scene.by is not None and (few := len(label_values(scene))) < _FEWEST:
+        raise MoescopeError(
+            f"The label {scene.by!r} has {few} value{'s' if few != 1 else ''}, which are no map: it needs {_FEWEST}. "
+            "Choose Tokens at “Alike in”, or another label."
+        )
     return cast("By", chosen)
+
+
+def _unasked(scene: Scene) -> str:
+    """What the map is by unless another is chosen: labels where each of them is enough for a map, else tokens.
+
+    Of the store alone, not of the label that is selected: the switch shows it, and is drawn once for a store.
+    """
+    labels = scene.store.labels
+    return "profile" if labels and all(len(label_values(scene, name)) >= _FEWEST for name in labels) else "tokens"
 
 
 def _label(scene: Scene, alike: str) -> str | None:
@@ -222,7 +239,11 @@ def _alike_choice(scene: Scene) -> Any:
     shown = [pair for pair in _ALIKE.items() if pair[0] != "outputs" or outputs]
     if not scene.store.labels:
         shown = [pair for pair in shown if pair[0] != "profile"]
-    return controls.switch("alike", "Alike in", shown, shown[0][0])
+    try:
+        default = _unasked(scene)
+    except Pending:  # not known yet: none is shown as chosen
+        default = ""
+    return controls.switch("alike", "Alike in", shown, default)
 
 
 def _only_choice(scene: Scene) -> Any:

@@ -23,6 +23,7 @@ def held(tmp_path_factory):
     folder = tmp_path_factory.mktemp("map")
     truth = random_truth(np.random.default_rng(1), 24, [6, 5], [2, 2], longest=60, vocabulary=15)
     write(folder / "made", truth, [6, 5], {"domain": list("abc") * 8}, layers=[2, 4])
+    write(folder / "two", truth, [6, 5], {"domain": list("abc") * 8, "split": list("xy") * 12}, layers=[2, 4])
     jobs = Jobs()
     return truth, Desk(Shelf(folder), jobs, Answers(jobs))
 
@@ -113,3 +114,13 @@ def test_nearest_in_the_page_are_those_of_the_analysis(held):
     text = str(drawn(here, "near"))
     best = rows.iloc[0]
     assert f"L{best.layer:.0f}E{best.expert:.0f}" in text
+
+
+def test_a_map_is_first_by_what_can_be_answered(held):
+    """The control shows what is drawn, whichever label is selected; two values are no map, and what to do is said."""
+    _, desk = held
+    for store, by, wanted in (("made", None, "profile"), ("two", None, "tokens"), ("two", "split", "tokens")):
+        here = desk.scene(Place("map", store, by=by))
+        assert page._alike(here) == page._alike_choice(here).children.value == wanted
+    with pytest.raises(MoescopeError, match="Choose Tokens"):
+        view("expert-map").draw(desk.scene(Place("map", "two", by="split", alike="profile")))
