@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from moescope.hooks import Model
 
 KEPT = 40  # generations that the app remembers
+MEASURED = 500  # effects of experts that it remembers: a few kilobytes each
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
@@ -89,12 +90,14 @@ class Bench:
         held: the model in memory and how it was chosen.
         loading: the job that loads one now; started: the last that somebody asked for by itself.
         runs: job id -> (question, job).
+        measured: what was asked -> the job that measures it on the model, or has.
     """
 
     held: tuple[Choice, Model] | None = None
     loading: Job | None = None
     started: Job | None = None
     runs: OrderedDict[str, tuple[Question, Job]] = field(default_factory=OrderedDict)
+    measured: OrderedDict[Hashable, Job] = field(default_factory=OrderedDict)
     _queue: deque[Job] = field(default_factory=deque)
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -130,6 +133,31 @@ class Bench:
             self.runs[job.id] = question, job
             while len(self.runs) > KEPT:
                 self.runs.popitem(last=False)
+
+    def remember(self, asked: Hashable, start: Callable[[], Job]) -> Job:
+        """The job that answers this: the one that is at it or has the answer, else a new one from `start`."""
+        with self._changed:
+            known = self.measured.get(asked)
+            if known is not None and (not known.over or known.state == "done"):
+                self.measured.move_to_end(asked)
+                return known
+            job = self.measured[asked] = start()
+            self.measured.move_to_end(asked)
+            while len(self.measured) > MEASURED:
+                self.measured.popitem(last=False)
+            return job
+
+    def measure(self, job: Job, model: Model, work: Callable[[Model], Any]) -> Any:
+        """`work(model)` in a turn of its own.
+
+        Raises:
+            MoescopeError: this model is no longer the one in memory.
+            CancelledError: somebody pressed cancel; the model is what it was.
+        """
+        with self.turn(job):
+            if self.held is None or self.held[1] is not model:
+                raise MoescopeError("The model was unloaded while this waited for its turn; load it again in the lab.")
+            return work(model)
 
     def load(self, job: Job, choice: Choice) -> None:
         """Has this model in memory afterwards, and no other."""

@@ -67,6 +67,7 @@ class Place:
         temperature, seed: of the lab's sampling; without a temperature it takes the likeliest token.
         contrast: the lab also decodes by self-contrast; beta, alpha: its strength, and what it finds plausible.
         run: what the lab has generated, while the app remembers it.
+        texts: documents of each label on which the effect of an expert is measured.
         full: the panel that fills the window.
         embed: without header and menu, for a frame in another page.
         hide: names of panels left out.
@@ -123,6 +124,7 @@ class Place:
     beta: float | None = None
     alpha: float | None = None
     run: str | None = None
+    texts: int | None = None
     full: str | None = None
     embed: bool = False
     hide: tuple[str, ...] = ()

@@ -13,8 +13,10 @@ from moescope.analysis.cards import absent, neighbours, parsed
 from moescope.analysis.contents import contents_of
 from moescope.analysis.contexts import Example, examples, top_tokens
 from moescope.analysis.counts import labelling
+from moescope.analysis.effect_summary import effect_finding
 from moescope.analysis.labelled import table
 from moescope.analysis.summary import Finding
+from moescope.app import causes
 from moescope.app.aria import named
 from moescope.app.expert_words import atlas_of, listed, result_of, results_of_expert, visible, where_of
 from moescope.app.links import goes, to
@@ -86,15 +88,16 @@ def _found(scene: Scene) -> Any:
     )
     found, pending = results_of_expert(scene, tells)
     if pending is None:
-        found.append(_EFFECT)
+        effect = causes.measured(scene)
+        found.append(_EFFECT if effect is None else effect_finding(effect))
     return listed(found) if pending is None else Partial(listed(found), pending)
 
 
 _EFFECT = Finding(
-    "effect",
-    "What the model loses without it is not measured here.",
-    "A store holds no model. `moescope importance --store … --data texts.jsonl --alone` masks each expert alone and "
-    "tells how the loss rises, with intervals; the lab masks this one and shows the answers side by side.",
+    "causal_effect",
+    "What the model loses without it has not been measured.",
+    "A store holds no model. With its model in the lab's memory, the panel below masks this expert and others of its "
+    "layer; `moescope importance --store … --data texts.jsonl --alone` masks every expert on texts of your own.",
     None,
 )
 
@@ -239,6 +242,15 @@ EXPERT = Page(
             needs=_SELECTED,
             draw=_found,
         ),
+        BlockView(
+            name=causes.NAME,
+            title="What it causes",
+            how=causes.HOW,
+            reads=(*_SELECTED, "by", "label", "slices", "slice", "texts"),
+            needs=_SELECTED,
+            controls=(causes.how_many,),
+            draw=causes.draw,
+        ),
         TableView(
             name="expert-tokens",
             title="Tokens it answers to",
@@ -306,4 +318,5 @@ EXPERT = Page(
             height=520,
         ),
     ),
+    register=causes.register,
 )

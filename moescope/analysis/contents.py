@@ -173,6 +173,15 @@ class Contents:
     def _numbers(self) -> np.ndarray:
         return self.table["document"].to_numpy()
 
+    @cached_property
+    def has_texts(self) -> bool:
+        """Whether documents came with texts: one of the first shard that lists any has one."""
+        for shard in self._shards:
+            texts = shard.documents(["text"])["text"]
+            if len(texts):
+                return bool(np.any(pc.utf8_length(pc.utf8_trim_whitespace(texts)).to_numpy()))
+        return False
+
     def text_of(self, document: int) -> str | None:
         """The text of a document; None if the store has it not."""
         row = self.row_of(document)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moescope.cli import screen
 from moescope.cli.models import Json
+from moescope.errors import MoescopeError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from moescope.store import Store
 
 INFO_EXAMPLES = """Examples:
 
@@ -54,7 +60,8 @@ EXPERT_EXAMPLES = """Examples:
 
 \b
   moescope expert runs/demo L3E7
-  moescope expert runs/demo L3E7 --json"""
+  moescope expert runs/demo L3E7 --json
+  moescope expert runs/demo L3E7 --model tiny-qwen-moe --html effect.html"""
 
 StorePath = Annotated[Path, typer.Argument(help="Folder of a store.")]
 
@@ -167,10 +174,40 @@ def atlas(
     screen.say(f"{path} is written; open it in a browser, and add #L3E7 to its address to go to an expert")
 
 
+def _effect(
+    store: Store, model: str, name: str, by: str | None, documents: int, controls: int, html: Path | None
+) -> xr.Dataset:
+    """What masking the expert does (`effects.causal_effect`), and its figure in a file."""
+    screen.quiet_transformers()
+    from moescope import figures
+    from moescope.analysis.cards import parsed
+    from moescope.effects import causal_effect
+    from moescope.hooks import load
+
+    layer, number = parsed(name)
+    with screen.counting(0, f"masking {name}, and others of its layer beside it") as advance:
+        result = causal_effect(
+            load(model), store, layer, number, by=by or next(iter(store.labels), None), documents=documents,
+            controls=controls, on_progress=lambda done, total: advance(done),
+        )  # fmt: skip
+    if html is not None:
+        figures.draw(result).write_html(html, include_plotlyjs=True)
+    return result
+
+
 def expert(
     store: StorePath,
     name: Annotated[str, typer.Argument(help="The expert, as in L3E7: layer 3, expert 7.")],
     by: By = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Also mask it in this model, and say what that does to the loss of some of the store's texts."
+        ),
+    ] = None,
+    documents: Annotated[int, typer.Option(help="With --model: texts of each label.")] = 8,
+    controls: Annotated[int, typer.Option(help="With --model: other experts of its layer to hold it against.")] = 20,
+    html: Annotated[Path | None, typer.Option(help="With --model: write the figure of that to this file.")] = None,
     json: Json = False,
 ) -> None:
     """Show one expert's card: its work, preferred label and tokens, neighbours, importance, and text it is busy in."""
@@ -179,9 +216,20 @@ def expert(
     from moescope.analysis import card
     from moescope.store import Store
 
-    found = card(Store.open(store), name, by=by)
+    if html is not None and model is None:
+        raise MoescopeError("--html draws what masking the expert does: name the model to mask it in with --model.")
+    opened = Store.open(store)
+    found = card(opened, name, by=by)
+    effect = None if model is None else _effect(opened, model, name, by, documents, controls, html)
     if json:
-        screen.print_json(asdict(found))
+        from moescope.analysis import table
+
+        caused = (
+            {}
+            if effect is None
+            else {"causal_effect": {"attrs": effect.attrs, "rows": table(effect).to_dict("records")}}
+        )
+        screen.print_json(asdict(found) | caused)
         return
     screen.heading(found.name)
     screen.table(("measure", "value"), [(key, screen.cell(value)) for key, value in found.values.items()], ("value",))
@@ -203,3 +251,8 @@ def expert(
         screen.say(f"  {words!r}")
     for part, why in found.absent.items():
         screen.say(f"not in this store: {part} ({why})")
+    if effect is not None:
+        from moescope.analysis.effect_summary import effect_finding
+
+        told = effect_finding(effect)
+        screen.say(f"{told.headline} {told.detail}")

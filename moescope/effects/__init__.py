@@ -2,6 +2,7 @@
 
 >>> result = effect(model, corpus, recipe, by="domain")      # one recipe, with controls
 >>> effects = expert_effects(model, corpus, by="domain")     # every expert masked alone
+>>> result = causal_effect(model, store, 3, 7, by="domain")  # one expert, on texts of the store that shows it
 >>> traced = trace_positions(model, Case(prompt, answer, source=other))   # routing patched from another prompt
 >>> heapr(model, corpus)["heapr"]; naee(model, corpus, drop=2)["naee"]   # importance that needs the model
 >>> criteria_effects(model, corpus, analysis.importance(store), n=2)     # which criterion knows what masking will do
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from moescope.effects.answering import solving
     from moescope.effects.atoms import heapr
     from moescope.effects.cases import Case, read_cases
+    from moescope.effects.causing import causal_effect
     from moescope.effects.criteria import criteria_effects
     from moescope.effects.finding import between
     from moescope.effects.losses import Losses, document_losses
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Case": "cases",
     "Losses": "losses",
+    "causal_effect": "causing",
     "criteria_effects": "criteria",
     "between": "finding",
     "document_losses": "losses",
@@ -50,9 +53,9 @@ _HOME = {
 }
 
 __all__ = [
-    "Case", "Losses", "between", "criteria_effects", "document_losses", "effect", "expert_effects", "heapr",
-    "matched", "naee", "read_cases", "router_change", "solving", "super_expert_effects", "sweep", "trace_experts",
-    "trace_layers", "trace_paths", "trace_positions",
+    "Case", "Losses", "between", "causal_effect", "criteria_effects", "document_losses", "effect", "expert_effects",
+    "heapr", "matched", "naee", "read_cases", "router_change", "solving", "super_expert_effects", "sweep",
+    "trace_experts", "trace_layers", "trace_paths", "trace_positions",
 ]  # fmt: skip
 
 

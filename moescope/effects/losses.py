@@ -59,6 +59,7 @@ def document_losses(
     max_length: int = MAX_LENGTH,
     batch_tokens: int = BATCH_TOKENS,
     beside: Beside | None = None,
+    beginnings: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> Losses:
     """Run every batch of a corpus under each recipe in turn (None: as the model is).
@@ -71,6 +72,7 @@ def document_losses(
         batch_tokens: padded tokens of one forward pass.
         beside: entered round each forward pass with the recipe's place and the attention mask [B, S]: what else to
             watch in the same runs.
+        beginnings: only the first context of each document.
         on_progress: called with the tokens done, of all recipes together.
 
     Raises:
@@ -89,7 +91,7 @@ def document_losses(
     tokens: dict[int, int] = {}
     sums: dict[int, np.ndarray] = {}
     done = 0
-    for batch in batches(corpus, model.tokenizer, max_length=max_length, batch_tokens=batch_tokens):
+    for batch in batches(corpus, model.tokenizer, max_length=max_length, batch_tokens=batch_tokens, prompts=beginnings):
         for row, values in enumerate(_of_batch(model, batch, recipes, beside)):
             sequence = batch.sequences[row]
             number = sequence.document.number

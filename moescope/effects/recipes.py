@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -13,6 +13,9 @@ from moescope.edits import Recipe
 from moescope.effects.losses import Losses, document_losses
 from moescope.errors import MoescopeError
 from moescope.hooks import Model
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 DRAWS = 2000  # bootstrap draws of documents
 CONTROL = (
@@ -51,8 +54,8 @@ def effect(
     Returns:
         Dataset with dims (label): plain, edited (mean loss, nats per token), change, low, high (95 %, documents drawn
         anew), divergence (nats per token), control_divergence (mean of the controls), tokens, documents,
-        control_mean, control_low, control_high (2.5 and 97.5 % of the controls), p; and (control, label):
-        control_change.
+        control_mean, control_low, control_high (2.5 and 97.5 % of the controls), p, p_any (corrected over the labels:
+        `p_over_labels`); and (control, label): control_change.
 
     Raises:
         MoescopeError: unknown label, or a recipe that does not fit.
@@ -96,6 +99,7 @@ def beside_controls(
         )  # fmt: skip
         for name, value in zip(rows, values, strict=True):
             rows[name].append(value)
+    rows["p_any"] = p_over_labels(np.array(rows["change"]), control_change).tolist()
     return xr.Dataset(
         {name: ("label", values) for name, values in rows.items()}
         | {"control_change": (("control", "label"), control_change)},
@@ -114,6 +118,28 @@ def p_beside(change: float, controls: np.ndarray) -> float:
     middle = np.median(np.append(controls, change))
     far = np.abs(controls - middle) >= abs(change - middle) * (1 - 1e-9)
     return float((1 + far.sum()) / (1 + len(controls)))
+
+
+def p_over_labels(change: Float[np.ndarray, " label"], controls: Float[np.ndarray, "control label"]) -> np.ndarray:
+    """[label] `p_beside` corrected for having looked at several labels: how often one of n + 1 alike changes lies this
+    far out on any label.
+
+    Source: Westfall & Young (1993), single-step max-T. Distance is from the median of recipe and controls, in their
+    mean distance from it, so that labels of any size compare; the recipe counts in both like every control.
+    Bonferroni's and Benjamini & Hochberg's would ask for as many controls as there are labels times 20.
+
+    Args:
+        change: of the recipe.
+        controls: of the random recipes; NaN comes back without any.
+    """
+    if not len(controls):
+        return np.full(len(change), np.nan)
+    apart = np.vstack([change, controls])
+    apart = np.abs(apart - np.median(apart, axis=0))
+    mean = apart.mean(axis=0)
+    far = np.divide(apart, mean, out=np.zeros_like(apart), where=mean > 0)
+    reached = far[1:].max(axis=1)[:, None] >= far[0] * (1 - 1e-9)
+    return (1 + reached.sum(axis=0)) / (1 + len(controls))
 
 
 def sweep(

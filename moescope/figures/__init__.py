@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from moescope.figures.comparing import compare
     from moescope.figures.criteria import criteria_effects, super_expert_effects
     from moescope.figures.domains import domain_specialisation
-    from moescope.figures.effects import effect, expert_effects
+    from moescope.figures.effects import causal_effect, effect, expert_effects
     from moescope.figures.first_token import attention_sinks
     from moescope.figures.forgetting import relearning, unlearning, unlearning_progress
     from moescope.figures.grids import layer_expert_grid, margins
@@ -105,6 +105,7 @@ _HOME = {
     "weight_similarity": "similarities",
     "criteria_effects": "criteria",
     "super_expert_effects": "criteria",
+    "causal_effect": "effects",
     "effect": "effects",
     "expert_effects": "effects",
     "importance": "importance_table",
@@ -137,6 +138,7 @@ __all__ = [
     "balance",
     "bits",
     "caches",
+    "causal_effect",
     "coactivation",
     "compare",
     "consistency",

@@ -1,4 +1,4 @@
-"""What silencing each expert, or a recipe, does to the loss: a map, and bars beside their random controls."""
+"""What silencing each expert, one of them, or a recipe does to the loss: a map, and bars beside their controls."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ READ = (
 READ_RECIPE = (
     "Orange: what the recipe adds to the loss of each label, with its 95 % interval. Blue ticks: the same edits on "
     "random experts of the same layers. Where the bar lies beyond the ticks, it is these experts that matter."
+)
+
+READ_ONE = (
+    "Orange: what masking the expert adds to the loss of each label, with its 95 % interval over documents. Blue "
+    "ticks: another expert of the same layer masked instead. Where the bar ends beyond all ticks, the model loses more "
+    "without this expert than without those. Bars are scaled to the largest: read the numbers before calling one long."
 )
 
 
@@ -97,6 +103,21 @@ def effect(result: xr.Dataset) -> go.Figure:
     Args:
         result: from `effects.effect`.
     """
+    return _bars(result, ["random experts"] * result.sizes["control"])
+
+
+def causal_effect(result: xr.Dataset) -> go.Figure:
+    """Draws what masking one expert does to the loss of each label, beside masking others of its layer.
+
+    How to read it: see `READ_ONE`.
+
+    Args:
+        result: from `effects.causal_effect`.
+    """
+    return _bars(result, [f"expert {other}" for other in result["control"].values])
+
+
+def _bars(result: xr.Dataset, others: list[str]) -> go.Figure:
     labels = [plain(str(name)) for name in result["label"].values]
     change = result["change"].values
     figure = go.Figure(
@@ -125,12 +146,13 @@ def effect(result: xr.Dataset) -> go.Figure:
             go.Scatter(
                 x=controls,
                 y=[label] * len(controls),
+                text=others,
                 mode="markers",
                 marker={"symbol": "line-ns", "size": 10, "line": {"width": 1.5, "color": BLUE}},
-                hovertemplate="random experts: %{x:+.4f}<extra></extra>",
+                hovertemplate="%{text}: %{x:+.4f}<extra></extra>",
             )
         )
     figure.update_xaxes(title_text="change of the loss, nats per token", zeroline=True)
     figure.update_yaxes(type="category", autorange="reversed")
-    figure.update_layout(template=template("light"), height=140 + 34 * len(labels), showlegend=False)
+    figure.update_layout(template=template("light"), height=104 + 34 * len(labels), showlegend=False, margin_t=16)
     return figure
