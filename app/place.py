@@ -138,6 +138,8 @@ class Place:
             changes = {"label": None, "against": None} | changes
         if "question" in changes and changes["question"] != self.question:
             changes = {"options": None} | changes
+        if "devices" in changes and changes["devices"] != self.devices:
+            changes = {"nodes": None} | changes
         if "doc" in changes and changes["doc"] != self.doc:
             changes = {"token": None, "step": None, "start": None, "held": None} | changes
         if any(name in changes and changes[name] != getattr(self, name) for name in ("find", "by", "label", "slice")):
@@ -231,6 +233,7 @@ _TOGETHER = {
     "expert": ("layer",),
     "doc": ("token", "step", "start", "held"),
     "question": ("options",),
+    "devices": ("nodes",),
     "by": ("label", "against", *_PAGE),
 } | dict.fromkeys(("find", "label", "slice"), _PAGE)
 """Fields that mean nothing without another, or that another takes along."""

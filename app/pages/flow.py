@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _FILTERS = ("by", "label", "phase", "slices", "slice")
 _PAIR = ("layer", "neighbour", *_FILTERS)
 _LENGTH, _PATIENCE, _DEVICES = 4, 5, 4
+_LONGEST = 120  # seconds of a solver
+_INSIDE, _OUTSIDE = 450, 50  # GB/s of a device, the defaults of `analysis.placement`
 _METHODS = {"all": "all three", "exflow": "ExFlow", "moetuner": "MoETuner", "eplb": "EPLB"}
 _NETWORK = ("nodes", "bandwidth", "node_bandwidth")
 
@@ -136,17 +138,25 @@ def _paths(scene: Scene) -> Any:
 def _placement(scene: Scene) -> xr.Dataset:
     """The simulation that the place asks for."""
     place = scene.place
+    patience = _given(place.patience, _PATIENCE)
+    if not 1 <= patience <= _LONGEST:
+        raise MoescopeError(f"Each solver may take 1 to {_LONGEST} seconds, not {patience:,}.")
     return scene.ask(
         "placement",
-        devices=place.devices if place.devices is not None else _fitting(scene)[1],
+        devices=_given(place.devices, _fitting(scene)[1]),
         method=place.method or "all",
-        time_limit=float(min(max(place.patience if place.patience is not None else _PATIENCE, 1), 120)),
-        redundant=place.group or 0,
+        time_limit=float(patience),
+        redundant=_given(place.group, 0),
         devices_per_node=place.nodes,
-        bandwidth=float(place.bandwidth or 450),
-        node_bandwidth=float(place.node_bandwidth or 50),
+        bandwidth=float(_given(place.bandwidth, _INSIDE)),
+        node_bandwidth=float(_given(place.node_bandwidth, _OUTSIDE)),
         **_filters(scene),
     )
+
+
+def _given(chosen: int | None, default: int) -> int:
+    """What the place says, also where that is 0: the analysis then says why it cannot be."""
+    return default if chosen is None else chosen
 
 
 def _simulated(scene: Scene) -> Any:
@@ -222,11 +232,15 @@ def _method(scene: Scene) -> Any:
 
 
 def _per_node(scene: Scene) -> Any:
-    total = scene.place.devices if scene.place.devices is not None else _fitting(scene)[1]
-    fits = [n for n in (1, 2, 4, 8, 16, 32) if n < max(total, 2) or n in (1, 2, 4, 8)]
     return controls.select(
-        "nodes", "Devices per node", [(str(n), f"{n} a node") for n in fits], width=116, placeholder="one node"
+        "nodes", "Devices per node", [(n, n) for n in _nodes(scene)], width=116, placeholder="one node"
     )
+
+
+def _nodes(scene: Scene) -> list[str]:
+    """Sizes of nodes into which the devices divide, but for one node of all."""
+    total = _given(scene.place.devices, _fitting(scene)[1])
+    return [str(n) for n in range(1, min(total, 65)) if total % n == 0]
 
 
 def _redundant(scene: Scene) -> Any:
@@ -234,11 +248,11 @@ def _redundant(scene: Scene) -> Any:
 
 
 def _inside(scene: Scene) -> Any:
-    return controls.slider("bandwidth", "GB/s in a node", 450, 10, 900)
+    return controls.slider("bandwidth", "GB/s in a node", _INSIDE, 10, 900)
 
 
 def _outside(scene: Scene) -> Any:
-    return controls.slider("node_bandwidth", "GB/s between nodes", 50, 5, 400)
+    return controls.slider("node_bandwidth", "GB/s between nodes", _OUTSIDE, 5, 400)
 
 
 def _time(scene: Scene) -> Any:
@@ -253,6 +267,7 @@ FLOW = Page(
     title="Flow",
     question="Where do tokens go from layer to layer, and which experts belong together?",
     controls=(_neighbour,),
+    choices=lambda scene: {"nodes": _nodes(scene)},
     views=(
         FigureView(
             name="transitions",

@@ -100,3 +100,33 @@ def test_devices_are_what_the_control_says_where_none_are_chosen(tmp_path):
     named = drawn(desk, VIEWS["plans"], f"{href}&devices={control.value}")
     chosen = drawn(desk, VIEWS["plans"], href)
     np.testing.assert_array_equal(chosen["crossings_per_token"], named["crossings_per_token"])
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("bandwidth=0", "bandwidth must be above 0"),
+        ("node_bandwidth=0", "node_bandwidth must be above 0"),
+        ("patience=0", "1 to 120 seconds"),
+        ("patience=500", "1 to 120 seconds"),
+        ("nodes=0", "do not divide"),
+    ],
+)
+def test_what_cannot_be_is_said_and_not_taken_as_the_default(desk, query, said):
+    with pytest.raises(MoescopeError, match=said):
+        drawn(desk, VIEWS["plans"], f"/store/even/flow?devices=2&method=eplb&{query}")
+
+
+def test_nodes_are_offered_that_the_devices_divide_into(tmp_path):
+    write(tmp_path / "wide", random_truth(np.random.default_rng(0), 12, [12, 12], [2, 2]), [12, 12], {})
+    desk = made_desk(tmp_path)
+
+    def offered(query):
+        return FLOW.choices(desk.scene(parse(f"/store/wide/flow{query}")[0]))["nodes"]
+
+    assert offered("") == ["1", "2"]  # of 4
+    assert offered("?devices=12") == ["1", "2", "3", "4", "6"]
+    assert offered("?devices=0") == []
+    # Another number of devices forgets what it may not divide into.
+    assert parse("/store/wide/flow?devices=12&nodes=6")[0].go(devices=4).nodes is None
+    assert parse("/store/wide/flow?devices=12&nodes=6")[0].go(devices=12).nodes == 6
