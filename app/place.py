@@ -36,6 +36,8 @@ class Place:
         slices: named sets of documents, `name~column:value,value` or `name~documents:3-9,12`, joined by "|".
         slice: the name of the slice that counts now.
         value: what the grid of layers and experts shows.
+        measure: what the map of experts and labels shows.
+        kinds: which kinds of tokens experts are held against.
         definition: of super experts, "paper" or "code".
         colour: what the tokens of a text are coloured by.
         doc, token: a document's number, and a token's place in it (from 0).
@@ -83,6 +85,8 @@ class Place:
     slices: str | None = None
     slice: str | None = None
     value: str | None = None
+    measure: str | None = None
+    kinds: str | None = None
     definition: str | None = None
     colour: str | None = None
     doc: int | None = None
@@ -239,6 +243,9 @@ _TOGETHER = {
 """Fields that mean nothing without another, or that another takes along."""
 ALLOWED = {
     "phase": ("prefill", "decode"),
+    "value": ("relative_load", "npmi", "reap", "ean", "absmax", "margin"),
+    "measure": ("npmi", "share"),
+    "kinds": ("classes", "markers", "tokens"),
     "definition": ("paper", "code"),
     "bands": ("paths", "transitions"),
     "method": ("all", "exflow", "moetuner", "eplb"),

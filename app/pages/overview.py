@@ -73,7 +73,9 @@ def _narrowed(scene: Scene) -> list[Any]:
 
 
 def _grid(scene: Scene) -> Any:
-    value = scene.place.value if scene.place.value in _CELLS else "relative_load"
+    value = scene.place.value or "relative_load"
+    if value not in _CELLS:
+        raise MoescopeError(f"A cell shows one of {', '.join(_CELLS)}, not {value!r}.")
     result = result_of(scene, _ASKS[value])
     if value == "npmi" and scene.place.label is not None:
         result = _of_label(result, scene)

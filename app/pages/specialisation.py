@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _TEXTS = ("by", "phase", "slices", "slice")
 _SETS = (*_TEXTS, "label")
 _MEASURES = {"npmi": "nPMI", "share": "Share of tokens"}
-_OF_TOKENS = {"npmi_classes": "Classes", "npmi_markers": "Markers", "npmi_tokens": "Frequent tokens"}
+_OF_TOKENS = {"classes": "Classes", "markers": "Markers", "tokens": "Frequent tokens"}
 _MOST_TOKENS = 12
 _COMMON = (".", ",")  # markers that stand in nearly every corpus, for models that do not think aloud
 
@@ -75,7 +75,7 @@ def _beyond(scene: Scene) -> Any:
 
 
 def _labels(scene: Scene) -> Any:
-    if scene.place.value == "share":
+    if scene.place.measure == "share":
         found = scene.ask("domain_specialisation", by=scene.by, where=scene.where, phase=scene.place.phase)
         return figures.domain_specialisation(found)
     return figures.npmi(_preferences(scene))
@@ -107,13 +107,15 @@ def _cells(scene: Scene) -> pd.DataFrame:
 
 def _of_tokens(scene: Scene) -> xr.Dataset:
     """The result about kinds of tokens: classes, markers, or the most frequent ones."""
-    question = scene.place.question if scene.place.question in _OF_TOKENS else "npmi_classes"
+    kinds = scene.place.kinds or "classes"
+    if kinds not in _OF_TOKENS:
+        raise MoescopeError(f"Tokens are told apart by one of {', '.join(_OF_TOKENS)}, not {kinds!r}.")
     asked: dict[str, Any] = {"where": where_of(scene), "phase": scene.place.phase}
-    if question == "npmi_markers":
+    if kinds == "markers":
         asked["markers"] = tuple(markers_of(scene))
-    if question == "npmi_tokens":
+    if kinds == "tokens":
         asked["most"] = _MOST_TOKENS
-    return scene.ask(question, **asked)
+    return scene.ask(f"npmi_{kinds}", **asked)
 
 
 def markers_of(scene: Scene) -> list[str]:
@@ -142,11 +144,11 @@ def _row(place: Place, row: dict[str, Any]) -> Place | None:
 
 
 def _measure(scene: Scene) -> Any:
-    return controls.switch("value", "What a cell shows", list(_MEASURES.items()), "npmi")
+    return controls.switch("measure", "What a cell shows", list(_MEASURES.items()), "npmi")
 
 
 def _kind(scene: Scene) -> Any:
-    return controls.switch("question", "Which tokens", list(_OF_TOKENS.items()), "npmi_classes")
+    return controls.switch("kinds", "Which tokens", list(_OF_TOKENS.items()), "classes")
 
 
 def _words(scene: Scene) -> Any:
@@ -172,7 +174,7 @@ SPECIALISATION = Page(
             how="A click selects the expert and the label. One map for every label, whichever is selected.\n"
             f"nPMI: {READ_LABELS.format(level=0.05, reach=1).replace('±1.00', 'the largest preference')}\n"
             f"Share: {READ_SHARES}",
-            reads=("value", *_TEXTS),
+            reads=("measure", *_TEXTS),
             controls=(_measure,),
             draw=_labels,
             pick=_to_cell,
@@ -212,7 +214,7 @@ SPECIALISATION = Page(
             "frequent tokens. Classes and tokens are held against the other tokens of the same documents, markers "
             "against other texts' tokens at the same places: full colour stands at q ≤ 0.05, pale is what chance "
             "explains. Of the selected label and slice alone. A click selects the expert.",
-            reads=("question", "markers", *_SETS),
+            reads=("kinds", "markers", *_SETS),
             controls=(_kind, _words),
             draw=_tokens,
             click=to_expert,

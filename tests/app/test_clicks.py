@@ -100,7 +100,7 @@ def test_clicks_lead_to_what_there_is(desk, page, view):
     if page == "map":
         pytest.importorskip("umap", reason="umap-learn is not installed")
     here = Place(page, "two", layer="L002-mlp", label="law", other="other", doc=0, token=2, held=1)
-    there = followed(desk, view, here.go(question="npmi_tokens") if view.name == "kinds" else here)
+    there = followed(desk, view, here.go(kinds="tokens") if view.name == "kinds" else here)
     assert there
     reached = {(place.layer, place.expert) for place in there if place.expert is not None}
     if view.name not in SOME:

@@ -124,7 +124,8 @@ def test_grid_follows_its_switch(desk):
     np.testing.assert_allclose(np.exp2(z[np.isfinite(z)]), load[load > 0])
     outliers = drawn(desk, "grid", place.go(value="absmax")).data[0]
     assert outliers.name == "absmax"
-    assert drawn(desk, "grid", place.go(value="nonsense")).data[0].name == "relative_load"
+    with pytest.raises(MoescopeError, match="not 'nonsense'"):
+        drawn(desk, "grid", place.go(value="nonsense"))
     with pytest.raises(MoescopeError, match="no experts tier"):
         drawn(desk, "grid", place.go(value="reap"))
 

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moescope.app.book import PAGES as PAGES_OF_APP
 from moescope.app.controls import chosen
 from moescope.app.place import ALLOWED, PAGES, Place, parse
 from moescope.errors import MoescopeError
+from tests.app.made_desk import made_desk, made_shelf
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 _LAYER = st.one_of(st.integers(0, 99_999).map(str), st.just("L012-attention"), st.just("L003x"))
@@ -78,6 +80,9 @@ def test_nonsense_leads_somewhere(text):
         ("/store/demo?expert=1e3", "'expert' as '1e3'"),
         ("/store/demo?layer=../x", "'layer' as '../x'"),
         ("/store/demo?phase=both", "'phase' as 'both'"),
+        ("/store/demo?value=share", "'value' as 'share'"),
+        ("/store/demo/specialisation?measure=reap", "'measure' as 'reap'"),
+        ("/store/demo/specialisation?kinds=load", "'kinds' as 'load'"),
         ("/store/demo/L1/E2?expert=3", "'expert' twice"),
         (f"/store/demo?find={'x' * 9000}", "'find' as"),
         ("http://[", "could not be read"),
@@ -139,3 +144,19 @@ def test_a_link_to_one_thing_leads_to_it_whatever_was_chosen_since():
     pinned = read.go(token=300, start=256)
     assert pinned.moved(read, read.go(doc=5)) == Place("text", "demo", doc=5)
     assert pinned.moved(read, read.go(held=4)) == pinned.go(held=4)
+
+
+def test_a_switch_sets_a_field_of_its_own_page_and_offers_what_the_address_allows(tmp_path):
+    """From page to page goes what both know: a value of one page's switch never stands in another's."""
+    scene = made_desk(made_shelf(tmp_path)).scene(Place("overview", "a"))
+    used: dict[str, set[str]] = {}
+    for page in PAGES_OF_APP.values():
+        for control in (*page.controls, *(one for view in page.views for one in view.controls)):
+            shown = control(scene)
+            inner = shown if hasattr(shown, "id") else shown.children
+            field, offered = inner.id["field"], [one["value"] for one in getattr(inner, "data", None) or []]
+            used.setdefault(field, set()).add(page.name)
+            if field in ALLOWED:
+                assert set(offered) == set(ALLOWED[field])
+    assert {"value", "measure", "kinds", "definition", "bands", "method"} <= set(used)
+    assert {field: pages for field, pages in used.items() if len(pages) > 1} == {}

@@ -82,11 +82,11 @@ def test_markers_are_given_by_a_person_or_those_that_occur(desk):
     ids, _ = analysis.token_totals(store)
     assert occurring(store, [f"w{ids[0]} ", "<think>"]) == [f"w{ids[0]} "]
     with pytest.raises(MoescopeError, match="does not occur"):
-        drawn(desk, VIEWS["kinds"], "/store/a/specialisation?question=npmi_markers&markers=<think>")
+        drawn(desk, VIEWS["kinds"], "/store/a/specialisation?kinds=markers&markers=<think>")
 
 
 def test_tokens_count_in_the_documents_of_the_label_alone(desk):
-    figure = drawn(desk, VIEWS["kinds"], "/store/a/specialisation?question=npmi_markers&markers=w1|w2&label=code")
+    figure = drawn(desk, VIEWS["kinds"], "/store/a/specialisation?kinds=markers&markers=w1|w2&label=code")
     store = desk.shelf.open("a").store
     alone = analysis.npmi_markers(store, ["w1", "w2"], where={"domain": "code"})
     at = np.array([trace.customdata[..., 6] for trace in figure.data[1::2]], dtype=float)
