@@ -217,7 +217,7 @@ def alarmed(error: Exception) -> None:
 
 def _frame(here: Place) -> str:
     """Classes of the whole page."""
-    kinds = {"embedded": here.embed, "sliced": here.slice is not None}
+    kinds = {"embedded": here.embed, "sliced": here.slice is not None, "phased": here.phase is not None}
     return " ".join(kind for kind, holds in kinds.items() if holds)
 
 

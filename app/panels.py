@@ -158,6 +158,9 @@ def _head(view: View, scene: Scene) -> Any:
     if "slice" not in view.reads and scene.place.page != "lab":
         words = "Not of the slice: this panel counts all documents, or none"
         tools.insert(0, html.Span("not sliced", className="unsliced badge", title=words))
+    if not {"phase", "doc"} & set(view.reads) and scene.place.page != "lab":  # a document is shown as it stands
+        words = "Not of the phase: this panel counts prefill and decode together, or no tokens"
+        tools.insert(0, html.Span("both phases", className="unphased badge", title=words))
     heading: list[Any] = [dmc.Title(view.title, order=2, size="h5", id=f"title-{view.name}")]
     if view.controls:
         heading.append(html.Div([control(scene) for control in view.controls], className="panel-controls"))

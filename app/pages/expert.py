@@ -139,11 +139,14 @@ def _tokens(scene: Scene) -> pd.DataFrame:
     import pandas as pd
 
     site, expert = _chosen(scene)
-    scene.ask("load", where=None, phase=None)
+    phase: Any = scene.place.phase
+    scene.ask("load", where=None, phase=phase)
     width = range(scene.site().n_experts)
     # Of the whole layer at once: the next expert's are at hand.
     found = scene.compute(
-        ("top tokens", site), "counting tokens", lambda: top_tokens(scene.store, site, width, _TOKENS)
+        ("top tokens", site, phase),
+        "counting tokens",
+        lambda: top_tokens(scene.store, site, width, _TOKENS, phase=phase),
     )
     columns = ("token", "active", "occurrences", "expected", "npmi", "token_id", "text")
     rows = [
@@ -161,17 +164,22 @@ def _to_text(place: Place, row: dict[str, Any]) -> Place | None:
 def _contexts(scene: Scene) -> Any:
     site, expert = _chosen(scene)
     where, place = where_of(scene), scene.place
-    key = ("stretches", site, expert, place.slices, place.slice, place.by, place.label)
-    found = scene.compute(key, "reading where it is busiest", lambda: _stretches(scene.store, site, expert, where))
+    key = ("stretches", site, expert, place.slices, place.slice, place.by, place.label, place.phase)
+    found = scene.compute(
+        key, "reading where it is busiest", lambda: _stretches(scene.store, site, expert, where, place.phase)
+    )
     if not found:
-        return html.P("It is selected nowhere in these documents.", className="dim")
+        of = f" at a token of the {place.phase}" if place.phase else ""
+        return html.P(f"It is selected nowhere in these documents{of}.", className="dim")
     return html.Ol([_stretch(scene, example, start) for example, start in found], className="stretches")
 
 
-def _stretches(store: Store, site: str, expert: int, where: dict[str, Any] | None) -> list[tuple[Example, int]]:
+def _stretches(
+    store: Store, site: str, expert: int, where: dict[str, Any] | None, phase: Any
+) -> list[tuple[Example, int]]:
     """Its busiest stretches, each with the place in its document of its first token."""
     documents = None if where is None else labelling(store, None, where).documents.tolist()
-    found = examples(store, site, expert, documents, n=_STRETCHES, window=_WINDOW)
+    found = examples(store, site, expert, documents, n=_STRETCHES, window=_WINDOW, phase=phase)
     contents = contents_of(store)
     return [(one, contents.place_of(one.document, one.row)) for one in found]
 
@@ -255,9 +263,9 @@ EXPERT = Page(
             name="expert-tokens",
             title="Tokens it answers to",
             how="`Active` of a token's occurrences selected the expert; one blind to the token would be at `chance` of "
-            "them. Ordered by nPMI of token and expert, over all documents; an illustration, not a test: "
+            "them. Ordered by nPMI of token and expert, over all documents, of the selected phase; an illustration, not a test: "
             "the evidence is the labels' null. A click finds the token in the texts.",
-            reads=_SELECTED,
+            reads=(*_SELECTED, "phase"),
             width=5,
             needs=_SELECTED,
             frame=_tokens,
@@ -276,8 +284,9 @@ EXPERT = Page(
             title="Where it is busiest",
             how="The stretches of text, one per document, over which it collects the most routing weight; the darker, "
             "the more weight. Chosen for it: they show what it may answer to, and cannot show that it answers to "
-            "nothing else. A click on a token leads to it in its document.",
-            reads=(*_SELECTED, "by", "label", "slices", "slice"),
+            "nothing else. Of the selected phase alone, if one is: the rest of a stretch is left plain. A click on a "
+            "token leads to it in its document.",
+            reads=(*_SELECTED, *_FILTERS),
             width=7,
             needs=_SELECTED,
             draw=_contexts,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moescope.analysis.association import score
-from moescope.analysis.counts import token_tables, token_totals
+from moescope.analysis.counts import Phase, of_phase, token_tables, token_totals
 from moescope.analysis.kernels import kernel
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class ExampleToken:
 
     Attributes:
         text: its text.
-        weight: the expert's routing weight there, None where it was not selected.
+        weight: the expert's routing weight there, None where it was not selected (or the token does not count).
         offset: rows of the store that it is behind the example's first.
     """
 
@@ -78,7 +78,12 @@ class Example:
 
 
 def top_tokens(
-    store: Store, site: Any, experts: Collection[int], n: int = 12, least: int = 5
+    store: Store,
+    site: Any,
+    experts: Collection[int],
+    n: int = 12,
+    least: int = 5,
+    phase: Phase | None = None,
 ) -> dict[int, list[TopToken]]:
     """The tokens that each of some experts of one layer prefers.
 
@@ -90,12 +95,13 @@ def top_tokens(
         experts: expert ids.
         n: tokens per expert, best nPMI first.
         least: leave out tokens that occur less often (a token seen once is always or never met).
+        phase: count only tokens of this phase; None for all.
 
     Returns:
         expert -> tokens whose nPMI is above 0, at most n.
     """
-    pairs = token_tables(store, [site])[0]
-    ids, occurrences = token_totals(store)
+    pairs = token_tables(store, [site], phase)[0]
+    ids, occurrences = token_totals(store, phase)
     total = float(occurrences.sum())
     text = store.vocabulary()
     found: dict[int, list[TopToken]] = {}
@@ -129,6 +135,7 @@ def examples(
     documents: Collection[int] | None = None,
     n: int = 3,
     window: int = 40,
+    phase: Phase | None = None,
 ) -> list[Example]:
     """The stretches of text, one per document, over which an expert collects the most routing weight.
 
@@ -142,11 +149,12 @@ def examples(
         documents: only these documents; all if None.
         n: how many examples, best first.
         window: tokens per stretch.
+        phase: weigh only tokens of this phase; the others of a stretch are shown as if not selected. None for all.
 
     Returns:
         At most n examples, in descending order of collected weight; fewer if the expert is active in fewer documents.
     """
-    return examples_of_experts(store, site, [expert], documents, n, window)[expert]
+    return examples_of_experts(store, site, [expert], documents, n, window, phase)[expert]
 
 
 def examples_of_experts(
@@ -156,13 +164,14 @@ def examples_of_experts(
     documents: Collection[int] | None = None,
     n: int = 3,
     window: int = 40,
+    phase: Phase | None = None,
 ) -> dict[int, list[Example]]:
     """`examples` of many experts of one layer, in one pass over the store."""
     record = store.site(getattr(site, "key", site))
     wanted = None if documents is None else np.fromiter(documents, dtype=np.int64)
     best: dict[int, list[tuple[float, int, int, int, int]]] = {int(expert): [] for expert in experts}
     for number, shard in enumerate(store.shards):
-        found = _busiest(shard, record, wanted, window)
+        found = _busiest(shard, record, wanted, window, phase)
         for expert, kept in best.items():
             fresh = [(float(c), int(d), number, int(a), int(b)) for c, d, a, b in zip(*found[expert], strict=True)]
             kept = sorted(kept + fresh, key=lambda item: (-item[0], item[1]))
@@ -174,7 +183,7 @@ def examples_of_experts(
     table, vocabulary = store.documents(["document", "id", "text", "source"]), store.vocabulary()
     return {
         expert: [
-            _example(store.shards[number], record, expert, table, vocabulary, document, start, stop)
+            _example(store.shards[number], record, expert, table, vocabulary, document, start, stop, phase)
             for _, document, number, start, stop in kept
         ]
         for expert, kept in best.items()
@@ -191,15 +200,19 @@ def _slot_weights(shard: Any, record: Any, expert: int) -> tuple[np.ndarray, np.
     return np.where(chosen, routing.weight, 0).sum(axis=1), chosen.any(axis=1)
 
 
-def _busiest(shard: Any, record: Any, wanted: np.ndarray | None, window: int) -> list[tuple[np.ndarray, ...]]:
+def _busiest(
+    shard: Any, record: Any, wanted: np.ndarray | None, window: int, phase: Phase | None
+) -> list[tuple[np.ndarray, ...]]:
     """For each expert, the best stretch of each context of one shard: collected weight, document, first row, end."""
-    tokens = shard.tokens(["document", "sequence"])
+    tokens = shard.tokens(["document", "sequence"] if phase is None else ["document", "sequence", "phase"])
     document, sequence = tokens["document"].to_numpy(), tokens["sequence"].to_numpy()
     routing = shard.routing(record.key, fields=["expert", "weight"])
     # Weights may be negative or huge in some families; what counts here is being selected, then by how much.
     worth = 1.0 + np.clip(np.nan_to_num(routing.weight.astype(np.float64)), 0, 1)
     if record.slots_can_miss and routing.valid is not None:
         worth = np.where(routing.valid, worth, 0.0)
+    if phase is not None:
+        worth = np.where(of_phase(tokens, phase)[:, None], worth, 0.0)
     edges = np.concatenate([[0], np.flatnonzero(sequence[1:] != sequence[:-1]) + 1, [sequence.size]])
     runs = edges.size - 1
     collected = np.zeros((runs, record.n_experts))
@@ -257,11 +270,21 @@ def busiest_windows(edge, expert, worth, window, best, last):
 
 
 def _example(
-    shard: Any, record: Any, expert: int, documents: pa.Table, vocabulary: Any, document: int, start: int, stop: int
+    shard: Any,
+    record: Any,
+    expert: int,
+    documents: pa.Table,
+    vocabulary: Any,
+    document: int,
+    start: int,
+    stop: int,
+    phase: Phase | None,
 ) -> Example:
-    tokens = shard.tokens(["sequence", "position", "token_id", "start", "end"])
+    tokens = shard.tokens(["sequence", "position", "token_id", "start", "end", "phase"])
     sequence = tokens["sequence"].to_numpy()
     weight, chosen = _slot_weights(shard, record, expert)
+    if phase is not None:
+        chosen = chosen & of_phase(tokens, phase)
     rows = tokens.slice(start, stop - start).to_pylist()
     row = np.flatnonzero(documents["document"].to_numpy() == document)
     about = documents.slice(int(row[0]), 1).to_pylist()[0] if row.size else {"text": None, "id": None, "source": ""}

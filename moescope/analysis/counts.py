@@ -205,10 +205,12 @@ def row_groups(shard: Any, column: str, phase: Phase | None) -> Int[np.ndarray, 
     """The group of each row of a shard, -1 where the row is of another phase."""
     tokens = shard.tokens([column] if phase is None else [column, "phase"])
     group = tokens[column].to_numpy().astype(np.int64)
-    if phase is None:
-        return group
-    same = np.asarray(tokens["phase"].cast(pa.string()).to_numpy(zero_copy_only=False)) == phase
-    return np.where(same, group, -1)
+    return group if phase is None else np.where(of_phase(tokens, phase), group, -1)
+
+
+def of_phase(tokens: pa.Table, phase: Phase) -> np.ndarray:
+    """[row] bool: is the token of this phase? From a table that has the column."""
+    return np.asarray(tokens["phase"].cast(pa.string()).to_numpy(zero_copy_only=False)) == phase
 
 
 def shard_table(

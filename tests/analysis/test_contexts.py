@@ -77,3 +77,26 @@ def test_missing_slots_are_no_activity(tmp_path):
     store = write(tmp_path / "s", made, [3], {}, slots_can_miss=True)
     assert analysis.examples(store, 0, 0) == []
     assert analysis.top_tokens(store, 0, [0]) == {0: []}
+
+
+def test_one_phase_is_weighed_as_if_the_other_selected_nothing(tmp_path):
+    made = random_truth(np.random.default_rng(3), 14, [5], [2], longest=40, context=25)
+    decode = made.position % 7 > 3
+    phase = np.where(decode, "decode", "prefill").astype(object)
+    store = write(tmp_path / "s", made, [5], {}, cuts=3, phase=phase)
+    window, chosen = 6, (made.expert[0] == 1)
+    for name, counts in (("decode", decode), ("prefill", ~decode)):
+        busy = np.where(chosen & counts[:, None], 1 + np.clip(made.weight[0], 0, 1), 0.0).sum(axis=1)
+        best: dict[int, float] = {}
+        for start in range(busy.size):
+            same = made.sequence[start : start + window] == made.sequence[start]
+            document = int(made.document[start])
+            best[document] = max(best.get(document, 0), busy[start : start + window][same].sum())
+        found = analysis.examples(store, 0, 1, n=4, window=window, phase=name)
+        collected = [sum(1 + t.weight for t in one.tokens if t.weight is not None) for one in found]
+        np.testing.assert_allclose(collected, sorted(best.values(), reverse=True)[:4], rtol=1e-6)
+        for one in found:
+            assert all(counts[one.row + t.offset] for t in one.tokens if t.weight is not None)
+        for token in analysis.top_tokens(store, 0, [1], n=99, phase=name)[1]:
+            here = (made.token_id == token.token_id) & counts
+            assert (token.active, token.occurrences) == ((chosen.any(axis=1) & here).sum(), here.sum())

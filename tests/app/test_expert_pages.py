@@ -7,7 +7,7 @@ import pytest
 from plotly.utils import PlotlyJSONEncoder
 
 from moescope import analysis
-from moescope.app import book, drawing
+from moescope.app import book, drawing, navigation, panels
 from moescope.app.answers import Answers, Pending
 from moescope.app.jobs import Jobs
 from moescope.app.place import Place
@@ -44,6 +44,8 @@ def desk(tmp_path_factory):
     )
     plain = random_truth(np.random.default_rng(2), 12, [4], [2])
     write(root / "bare", plain, [4], {})
+    spoken = np.where(plain.position > 6, "decode", "prefill").astype(object)
+    write(root / "spoken", plain, [4], {"domain": list("abc") * 4}, phase=spoken)
     jobs = Jobs()
     return Desk(Shelf(root), jobs, Answers(jobs))
 
@@ -221,3 +223,25 @@ def test_what_is_not_of_the_slice_says_so(desk):
     facts = words(drawn(desk, "facts", place.go(label="law", phase="prefill")))
     assert "domain law only; margins: all documents" in facts
     assert "prefill only; outliers: the whole capture" in facts
+
+
+def test_the_expert_page_follows_the_phase_or_says_that_it_does_not(desk):
+    place = Place("expert", "spoken", layer="0", expert=2)
+    store = desk.shelf.open("spoken").store
+    decode = store.tokens(["phase"])["phase"].to_numpy() == "decode"
+    chosen = (store.routing(0).expert == 2).any(axis=1)
+    for phase, counts in (("decode", decode), ("prefill", ~decode), (None, decode | ~decode)):
+        frame = drawn(desk, "expert-tokens", place.go(phase=phase))
+        ids = store.tokens(["token_id"])["token_id"].to_numpy()
+        for row in frame.to_dict("records"):
+            here = (ids == row["token_id"]) & counts
+            assert (row["active"], row["occurrences"]) == ((chosen & here).sum(), here.sum())
+        marks = json.dumps(drawn(desk, "expert-contexts", place.go(phase=phase)), cls=PlotlyJSONEncoder)
+        shown = analysis.examples(store, 0, 2, n=6, window=48, phase=phase)
+        assert marks.count('"type": "Mark"') == sum(t.weight is not None for one in shown for t in one.tokens) > 0
+    page = book.PAGES["expert"]
+    scene = desk.scene(place)
+    said = {view.name for view in page.views if "both phases" in words(panels.panel(view, scene))}
+    assert said == {"expert-links", "experts"}
+    assert "phased" in navigation._frame(place.go(phase="decode"))
+    assert "phased" not in navigation._frame(place)
