@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
 from dash import Dash
 from flask import Response, request
 
@@ -16,38 +18,81 @@ from moescope.app.place import parse
 from moescope.app.scene import Desk
 from moescope.app.tables import rows_of
 from moescope.app.views import FigureView, TableView
-from moescope.errors import MoescopeError
+from moescope.errors import MoescopeError, StoreError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a spreadsheet takes for the beginning of a formula, or skips before one: OWASP, CSV Injection."""
 
 
 def register(app: Dash, desk: Desk) -> None:
-    """Adds the routes: /file/<view>.html, .csv and .parquet, with the place in `at`."""
+    """Adds the routes: /file/<view>.html, .csv and .parquet, with the place in `at`.
+
+    What cannot be sent is said in a line: 400 what the address asks for cannot be, 404 there is no such view or store,
+    410 the store went away while it was read, 500 it cannot be read, 503 the answer is still being computed.
+    """
 
     @app.server.get("/file/<name>.<kind>")
     def _file(name: str, kind: str) -> Response:
+        place = parse(request.args.get("at", ""))[0]
         try:
-            view = book.view(name)
-            place = parse(request.args.get("at", ""))[0]
-            scene = desk.scene(place, request.args.get("theme") == "dark")
-            if kind == "html" and isinstance(view, FigureView):
-                figure = figure_of(view, scene)
-                if scene.dark:
-                    figure.update_layout(paper_bgcolor="#1a1d21")
-                page = figure.to_html(include_plotlyjs=True, config={"displaylogo": False})
-                return _sent(page.encode(), "text/html; charset=utf-8", f"{name}.html")
-            if kind in ("csv", "parquet") and isinstance(view, TableView):
-                filters = json.loads(request.args.get("filter") or "null")
-                order = json.loads(request.args.get("sort") or "null")
-                rows = rows_of(view, scene, filters, order)
-                if kind == "csv":
-                    return _sent(rows.to_csv(index=False).encode(), "text/csv; charset=utf-8", f"{name}.csv")
-                held = io.BytesIO()
-                rows.to_parquet(held, index=False)
-                return _sent(held.getvalue(), "application/vnd.apache.parquet", f"{name}.parquet")
+            return _made(desk, name, kind)
         except Pending:
-            return Response("This is still being computed; try again when the panel shows it.", 503)
+            return _said("This is still being computed; try again when the panel shows it.", 503)
+        except StoreError as error:
+            return _said(desk.shelf.without_root(str(error)), 404)
         except (MoescopeError, ValueError) as error:
-            return Response(desk.shelf.without_root(str(error)), 400, mimetype="text/plain")
-        return Response("There is no such file.", 404, mimetype="text/plain")
+            return _said(desk.shelf.without_root(str(error)), 400)
+        except (OSError, pa.ArrowException) as error:
+            if place.store not in desk.shelf.names():
+                return _said(f"The store {place.store!r} is no longer there.", 410)
+            return _said(f"The store {place.store!r} could not be read: {desk.shelf.without_root(str(error))}", 500)
+
+
+def _made(desk: Desk, name: str, kind: str) -> Response:
+    view = book.view(name)
+    scene = desk.scene(parse(request.args.get("at", ""))[0], request.args.get("theme") == "dark")
+    if kind == "html" and isinstance(view, FigureView):
+        figure = figure_of(view, scene)
+        if scene.dark:
+            figure.update_layout(paper_bgcolor="#1a1d21")
+        page = figure.to_html(include_plotlyjs=True, config={"displaylogo": False})
+        return _sent(page.encode(), "text/html; charset=utf-8", f"{name}.html")
+    if kind in ("csv", "parquet") and isinstance(view, TableView):
+        filters, order = (json.loads(request.args.get(name) or "null") for name in ("filter", "sort"))
+        rows = rows_of(view, scene, filters, order)
+        if kind == "csv":
+            return _sent(as_csv(rows).encode(), "text/csv; charset=utf-8", f"{name}.csv")
+        held = io.BytesIO()
+        rows.to_parquet(held, index=False)
+        return _sent(held.getvalue(), "application/vnd.apache.parquet", f"{name}.parquet")
+    return _said("There is no such file.", 404)
+
+
+def as_csv(rows: pd.DataFrame) -> str:
+    """Rows as CSV that a spreadsheet may open: text that it would run as a formula gets a quote before it.
+
+    Tokens and labels come from corpora. A text (or heading) that begins with =, +, -, @, a tab or a line's end has a
+    single quote put before it, as OWASP advises; numbers are as they are. Parquet holds every text as it is.
+    """
+
+    def plain(cell: Any) -> Any:
+        return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+
+    safe = rows.rename(columns=plain)
+    for place, kind in enumerate(safe.dtypes):
+        if kind.kind not in "biufM":
+            cells = np.empty(len(safe), dtype=object)
+            cells[:] = [plain(cell) for cell in safe.iloc[:, place]]
+            safe.isetitem(place, cells)
+    # Lines end as RFC 4180 has them: with "\n" alone a token "\r" would not be quoted, and would break its row.
+    return safe.to_csv(index=False, lineterminator="\r\n")
+
+
+def _said(words: str, status: int) -> Response:
+    return Response(words, status, mimetype="text/plain")
 
 
 def _sent(content: bytes, kind: str, name: str) -> Response:

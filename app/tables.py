@@ -172,8 +172,16 @@ def _kept(values: Any, rule: dict[str, Any]) -> Any:
 
 
 def rows_of(view: TableView, scene: Scene, filters: Any, order: Any) -> Any:
-    """What a table shows, for export."""
-    frame = arranged(view.frame(scene), filters, order)
+    """What a table shows, for export.
+
+    Raises:
+        MoescopeError: the models are none of ag-grid's.
+    """
+    whole = view.frame(scene)
+    try:
+        frame = arranged(whole, filters, order)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise MoescopeError("The filters or the order of rows in this address cannot be read.") from error
     names = [name for name in (view.columns or frame.columns) if name in frame]
     return frame[names]
 

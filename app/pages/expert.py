@@ -263,8 +263,8 @@ EXPERT = Page(
             name="expert-tokens",
             title="Tokens it answers to",
             how="`Active` of a token's occurrences selected the expert; one blind to the token would be at `chance` of "
-            "them. Ordered by nPMI of token and expert, over all documents, of the selected phase; an illustration, not a test: "
-            "the evidence is the labels' null. A click finds the token in the texts.",
+            "them. Ordered by nPMI of token and expert, over all documents, of the selected phase; an illustration, "
+            "not a test: the evidence is the labels' null. A click finds the token in the texts.",
             reads=(*_SELECTED, "phase"),
             width=5,
             needs=_SELECTED,
