@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 import secrets
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -10,7 +11,6 @@ from dash import Dash
 from flask import Response, redirect, request
 
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
-_COOKIE = "moescope-token"
 
 
 def is_local(host: str) -> bool:
@@ -21,6 +21,12 @@ def is_local(host: str) -> bool:
 def new_token() -> str:
     """A token nobody guesses."""
     return secrets.token_urlsafe(24)
+
+
+def _cookie() -> str:
+    """The cookie's name: cookies know no port, and two apps on one machine must not log each other out."""
+    port = re.search(r":(\d{1,5})$", request.host)
+    return f"moescope-token-{port[1]}" if port else "moescope-token"
 
 
 def protect(app: Dash, token: str | None) -> None:
@@ -49,9 +55,9 @@ def protect(app: Dash, token: str | None) -> None:
             kept = urlencode([(key, value) for key, value in request.args.items() if key != "token"])
             # One slash at the start: two would name another host.
             answer = redirect(quote("/" + request.path.lstrip("/")) + (f"?{kept}" if kept else ""))
-            answer.set_cookie(_COOKIE, token, httponly=True, samesite="Strict")
+            answer.set_cookie(_cookie(), token, httponly=True, samesite="Strict")
             return answer  # pyright: ignore[reportReturnType]
-        held = request.cookies.get(_COOKIE, "")
+        held = request.cookies.get(_cookie(), "")
         if not hmac.compare_digest(held.encode(), token.encode()):
             return "This app asks for a token: open the link that `moescope app` printed.", 401
         return None

@@ -108,3 +108,23 @@ def test_an_empty_token_opens_no_door(folder, monkeypatch, capsys):
     monkeypatch.setattr("werkzeug.serving.BaseWSGIServer.serve_forever", lambda self: None)
     server.serve(folder, host="0.0.0.0", port=0, token="")
     assert re.search(r"\?token=\S{20,}", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("host", ["far.example", "[2001:db8::7]"])
+def test_two_apps_on_one_machine_do_not_log_each_other_out(folder, host):
+    """A browser sends the cookies of a host to every port of it."""
+    apps = {8050: build(folder, token="one").server, 8051: build(folder, token="two").server}
+    jar: dict[str, str] = {}
+
+    def visit(port, path):
+        sent = {"Cookie": "; ".join(f"{name}={value}" for name, value in jar.items())}
+        client = apps[port].test_client(use_cookies=False)
+        answer = client.get(path, base_url=f"http://{host}:{port}", headers=sent)
+        for line in answer.headers.getlist("Set-Cookie"):
+            name, _, value = line.partition(";")[0].partition("=")
+            jar[name] = value
+        return answer.status_code
+
+    assert [visit(8050, "/?token=one"), visit(8051, "/?token=two")] == [302, 302]
+    assert [visit(8050, "/"), visit(8051, "/"), visit(8050, "/")] == [200, 200, 200]
+    assert len(jar) == 2
