@@ -110,7 +110,7 @@ def common(scene: Scene) -> list[Any]:
     store = scene.store
     widest = max(site.n_experts for site in store.sites)
     found = [
-        select("layer", "Layer", [(name, name) for name in scene.layers], width=82, placeholder="all"),
+        select("layer", "Layer", [(name, name) for name in scene.layers], width=wide(scene.layers), placeholder="all"),
         select("expert", "Expert", [(str(e), str(e)) for e in range(widest)], width=82, placeholder="all"),
     ]
     if store.labels:
@@ -120,6 +120,11 @@ def common(scene: Scene) -> list[Any]:
     found.append(select("phase", "Phase", [("prefill", "prefill"), ("decode", "decode")], width=88, placeholder="both"))
     found.append(select("slice", "Slice", [], width=104, placeholder="all"))
     return found
+
+
+def wide(names: Sequence[str], least: int = 82) -> int:
+    """Pixels of a list of these names: layers have long ones where a block holds two routers."""
+    return max(least, 66 + 8 * max(len(name) for name in names))
 
 
 def register(app: Dash) -> None:

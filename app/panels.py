@@ -119,6 +119,8 @@ def _table(view: TableView) -> Any:
             "sortable": True,
             "filter": True,
             "floatingFilter": True,
+            "wrapHeaderText": True,
+            "autoHeaderHeight": True,
             "minWidth": 76,
             "flex": 1,
         },

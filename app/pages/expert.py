@@ -112,6 +112,7 @@ def _links(scene: Scene) -> Any:
     before = link_reason or ("This is the first MoE layer." if row == 0 else "None beyond chance.")
     after = link_reason or ("This is the last MoE layer." if row == last else "None beyond chance.")
     like = missing.get("similar", "None closer than chance brings any pair of its layer.")
+    before, after, like = (f"{words[:1].upper()}{words[1:].rstrip('.')}." for words in (before, after, like))
     return html.Div(
         [
             _column(scene, "Comes after", near["predecessors"], "lift {:.2f}", before),

@@ -201,7 +201,9 @@ def _said(scene: Scene) -> Any:
 
 def _neighbour(scene: Scene) -> Any:
     options = [(name, name) for name in scene.layers]
-    return controls.select("neighbour", "Neighbour", options, width=104, placeholder="next")
+    return controls.select(
+        "neighbour", "Neighbour", options, width=controls.wide(scene.layers, 104), placeholder="next"
+    )
 
 
 def _bands(scene: Scene) -> Any:

@@ -31,6 +31,7 @@ _SETS = (*_TEXTS, "label")
 _MEASURES = {"npmi": "nPMI", "share": "Share of tokens"}
 _OF_TOKENS = {"classes": "Classes", "markers": "Markers", "tokens": "Frequent tokens"}
 _MOST_TOKENS = 12
+_SMALL, _MOST_LABELS = 1024, {True: 48, False: 12}  # maps of labels: of a small model a browser takes more
 _COMMON = (".", ",")  # markers that stand in nearly every corpus, for models that do not think aloud
 
 
@@ -77,8 +78,10 @@ def _beyond(scene: Scene) -> Any:
 def _labels(scene: Scene) -> Any:
     if scene.place.measure == "share":
         found = scene.ask("domain_specialisation", by=scene.by, where=scene.where, phase=scene.place.phase)
-        return figures.domain_specialisation(found)
-    return figures.npmi(_preferences(scene))
+        return figures.domain_specialisation(found, most=_MOST_LABELS[found["exists"].size <= _SMALL])
+    found = _preferences(scene)
+    small = found["exists"].size <= _SMALL
+    return figures.npmi(found, most=_MOST_LABELS[small])
 
 
 def _to_cell(scene: Scene, point: dict[str, Any]) -> Place | None:
@@ -191,6 +194,7 @@ SPECIALISATION = Page(
             frame=_cells,
             columns={
                 "layer": ("Layer", ""),
+                "site": ("Router", ""),
                 "expert": ("Expert", ""),
                 "label": ("Label", ""),
                 "npmi": ("nPMI", ".3f"),

@@ -174,7 +174,7 @@ def _similar(
 ) -> dict[str, Any]:
     if similar is None:
         if "logits" not in store.tiers:
-            absent["similar"] = "captured without the logits tier, and no similarity was handed in"
+            absent["similar"] = "captured without the logits tier, whose scores are compared"
             return {}
         similar = logit_similarity(store, seed=seed)
     shape = (len(axis.layers), int(axis.n_experts.max()), NEIGHBOURS)

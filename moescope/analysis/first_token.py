@@ -47,7 +47,7 @@ def attention_sinks(store: Store) -> xr.Dataset:
     hidden = store.hidden_outliers().to_pylist() if "outliers" in store.tiers else []
     if not shares and not hidden:
         raise MoescopeError(
-            "The store has neither attention sinks nor outliers: capture with sinks=True, or with the outliers tier."
+            "This store has neither attention sinks nor the outliers tier: capture again with one of them."
         )
     peaks = {int(row["layer"]): row for row in hidden}
     layers = sorted({*shares, *peaks})

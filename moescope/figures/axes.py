@@ -11,7 +11,10 @@ from plotly.colors import sample_colorscale
 from moescope.analysis.labelled import layer_names
 from moescope.figures.theme import BLUE, GREY, ORANGE
 
-__all__ = ["align_titles", "depth_colours", "expert_axis", "layer_axis", "layer_names"]
+__all__ = ["DEPTH", "align_titles", "depth_colours", "expert_axis", "layer_axis", "layer_names"]
+
+DEPTH = [[0, BLUE], [0.5, GREY], [1, ORANGE]]
+"""Colours of layers: blue for the first, through grey, to orange for the last; all stand on white and near-black."""
 
 
 def layer_axis(result: xr.Dataset, **more: Any) -> dict[str, Any]:
@@ -26,6 +29,7 @@ def layer_axis(result: xr.Dataset, **more: Any) -> dict[str, Any]:
         "range": [-0.5, len(names) - 0.5],
         "tickmode": "array",
         "tickvals": names[::step],
+        "ticklabelstandoff": 4,
         "showgrid": False,
         "title": {"text": "layer"},
     } | more
@@ -57,4 +61,4 @@ def align_titles(figure: go.Figure, count: int) -> None:
 def depth_colours(count: int) -> list[str]:
     """One colour for each of `count` layers: blue for the first, through grey, to orange for the last."""
     places = [(index + 0.5) / count for index in range(count)]
-    return [str(colour) for colour in sample_colorscale([[0, BLUE], [0.5, GREY], [1, ORANGE]], places)]
+    return [str(colour) for colour in sample_colorscale(DEPTH, places)]

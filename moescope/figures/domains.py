@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from moescope.figures.label_maps import Maps, label_maps, panel_title
+from moescope.figures.label_maps import Maps, counted, label_maps
 from moescope.figures.specialisation import standing
 
 READ = (
@@ -44,7 +44,7 @@ def domain_specialisation(
     maps = Maps(
         value=np.where(np.isneginf(value), -99.0, value),
         stands=stands,
-        titles=[_title(result, index, stands) for index in range(result.sizes["label"])],
+        about=[_about(result, index, stands) for index in range(result.sizes["label"])],
         details=("share", "excess", "share_low", "share_high", "null_p99", "q"),
         hover=(
             "<b>%{customdata[0]:.1%}</b> of this domain's tokens (95 % interval %{customdata[2]:.1%} to "
@@ -61,8 +61,5 @@ def domain_specialisation(
     return label_maps(result, maps, labels, most, columns)
 
 
-def _title(result: xr.Dataset, index: int, stands: np.ndarray) -> str:
-    part = result.isel(label=index)
-    count = int(stands[..., index].sum())
-    about = "no null" if np.isnan(result["q"].values).all() else f"{count} experts above chance"
-    return panel_title(part["label"].item(), about)
+def _about(result: xr.Dataset, index: int, stands: np.ndarray) -> str:
+    return "no null" if np.isnan(result["q"].values).all() else counted(stands[..., index].sum(), "above chance")

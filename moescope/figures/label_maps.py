@@ -12,10 +12,12 @@ from plotly.subplots import make_subplots
 
 from moescope.errors import MoescopeError
 from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
-from moescope.figures.theme import colour_bar, plain, row_height, template
+from moescope.figures.theme import colour_bar, plain, row_height, shortened, template
 
 TITLE = 62
 """Pixels between rows of panels: two lines of title and the axis."""
+ROOM = 124
+"""Characters of bold type across a window 1280 wide, over all panels of a row."""
 PALE = 0.22
 """Opacity of cells that chance explains."""
 
@@ -27,7 +29,7 @@ class Maps:
     Attributes:
         value: [layer, expert, label] the colour.
         stands: [layer, expert, label] cells beyond what chance explains.
-        titles: one per label, two lines, safe inside plotly's pseudo-HTML.
+        about: one per label, a few words under its name.
         details: variables of the result that a cell's hover text names as customdata[0], [1], ...
         hover: its lines, after the label and the place; the colour's value is z.
         bar: settings of the colour bar.
@@ -36,7 +38,7 @@ class Maps:
 
     value: np.ndarray
     stands: np.ndarray
-    titles: Sequence[str]
+    about: Sequence[str]
     details: Sequence[str]
     hover: str
     bar: dict
@@ -70,7 +72,7 @@ def label_maps(
         shared_yaxes=True,
         horizontal_spacing=0.03 if wide > 2 else 0.05,
         vertical_spacing=min(0.9 / max(rows - 1, 1), TITLE / (rows * (panel + TITLE))),
-        subplot_titles=[maps.titles[index] for index in chosen],
+        subplot_titles=[_title(result["label"].values[index], maps.about[index], ROOM // wide) for index in chosen],
     )
     for place, index in enumerate(chosen):
         row, column = divmod(place, wide)
@@ -96,7 +98,7 @@ def label_maps(
     align_titles(figure, len(chosen))
     if labels is None and len(chosen) < known:
         figure.add_annotation(
-            text=f"{len(chosen)} of {known} labels are drawn; name others with labels=",
+            text=f"{len(chosen)} of {known} labels are drawn, those with the most experts; name others with labels=",
             xref="paper",
             yref="paper",
             x=1,
@@ -110,9 +112,16 @@ def label_maps(
     return figure
 
 
-def panel_title(name: object, about: str) -> str:
-    """The two lines over a panel: the label, which is data, and a few words about it."""
-    shown = plain(name).replace("&quot;", '"').replace("&#x27;", "'")  # plotly prints these two as they are
+def counted(number: float, more: str = "", of: str = "expert") -> str:
+    """ "1 expert", "12 experts above chance"."""
+    return f"{number:,.0f} {of}{'' if number == 1 else 's'} {more}".strip()
+
+
+def _title(name: object, about: str, room: int) -> str:
+    """The two lines over a panel: the label, which is data, as far as there is room, and a few words about it."""
+    shown = (
+        plain(shortened(name, room)).replace("&quot;", '"').replace("&#x27;", "'")
+    )  # plotly prints these two as they are
     return f"<b>{shown}</b><br><span style='font-size:11px'>{about}</span>"
 
 

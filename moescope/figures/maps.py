@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from moescope.errors import MoescopeError
-from moescope.figures.axes import layer_names
-from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, template
+from moescope.figures.axes import DEPTH, layer_names
+from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, shortened, template
 
 READ = (
     "Points that stand together are alike in {features}. Trustworthiness {true:.2f} (dealt at random {chance:.2f}, "
@@ -18,6 +18,8 @@ READ = (
     "distances between far groups, and the size of a group, mean nothing."
 )
 """How to read the figure; filled in by `read`."""
+NAME = 20
+"""Characters of a token that are written beside its point; all of them show under the pointer."""
 
 
 def read(result: xr.Dataset) -> str:
@@ -108,7 +110,10 @@ def expert_map(
     said = [f"{without} experts have no features and no place" if without else ""]
     if only is not None:
         said.insert(0, f"{row.size} of {int((~np.isnan(x)).sum())} experts in colour")
-    figure = _figure(result, traces, name, {"nticks": 8}, "; ".join(part for part in [*said, note] if part))
+    bar: dict[str, Any] = {"nticks": 8} if values is not None else {"tickvals": _spread(result["layer"].values)}
+    figure = _figure(result, traces, name, bar, "; ".join(part for part in [*said, note] if part))
+    if values is None:  # as depth is coloured elsewhere; one layer has no depth
+        figure.update_layout(coloraxis={"colorscale": DEPTH, "showscale": result.sizes["layer"] > 1})
     figure.update_layout(
         meta={"points": [str(layer) for layer in names]},
         showlegend=held.dtype == object,
@@ -135,16 +140,14 @@ def token_map(result: xr.Dataset, named: int = 40, layer: str | int | None = Non
         MoescopeError: the result has no such layer.
     """
     count = result["count"].values.astype(float)
-    # Quotes come back as written: plotly shows their entities as they are, and in running text they do nothing.
-    texts = [
-        plain(repr(str(text))[1:-1]).replace("&quot;", '"').replace("&#x27;", "'") for text in result["text"].values
-    ]
+    written = [repr(str(text))[1:-1].replace(" ", "␣") for text in result["text"].values]
+    texts, short = [_printed(text) for text in written], [_printed(shortened(text, NAME)) for text in written]
     points = np.stack([result["x"].values, result["y"].values], axis=-1)
     frequent = _apart(points, np.argsort(-count, kind="stable"), named)
     if layer is None:
         name, colour, extra = "occurrences", np.log10(count), np.zeros(count.size)
-        ticks = np.arange(np.floor(colour.min()), np.ceil(colour.max()) + 1)
-        bar: dict[str, Any] = {"tickvals": ticks, "ticktext": [f"{10**t:,.0f}" for t in ticks]}
+        ticks = _round_counts(count)
+        bar: dict[str, Any] = {"tickvals": np.log10(ticks), "ticktext": [f"{tick:,.0f}" for tick in ticks]}
         told = ""
     else:
         names = layer_names(result)
@@ -159,11 +162,12 @@ def token_map(result: xr.Dataset, named: int = 40, layer: str | int | None = Non
     trace = go.Scatter(
         x=result["x"].values,
         y=result["y"].values,
-        text=[text if place in frequent else "" for place, text in enumerate(texts)],
+        text=[text if place in frequent else "" for place, text in enumerate(short)],
         customdata=np.stack(about, axis=-1),
         mode="markers+text",
         textposition="top center",
-        textfont={"size": 10},
+        textfont={"size": 11},
+        cliponaxis=False,
         marker={
             "color": colour,
             "coloraxis": "coloraxis",
@@ -184,7 +188,34 @@ def token_map(result: xr.Dataset, named: int = 40, layer: str | int | None = Non
         f"{count.size:,} of {int(result['ids']):,} token ids: the most frequent, each at least "
         f"{result.attrs['min_count']} times, {float(result['covered']):.0%} of all tokens"
     )
-    return _figure(result, [trace], name, bar, said)
+    figure = _figure(result, [trace], name, bar, said)
+    low, high = figure.layout.xaxis.range  # pyright: ignore
+    room = 0.04 * (high - low)  # for names at the edges
+    figure.update_xaxes(range=[low - room, high + room])
+    return figure
+
+
+def _printed(text: str) -> str:
+    """Safe for plotly. Quotes come back as written: it shows their entities as they are, and they do nothing."""
+    return plain(text).replace("&quot;", '"').replace("&#x27;", "'")
+
+
+def _round_counts(count: np.ndarray) -> np.ndarray:
+    """Round numbers between the least and the largest count, for a logarithmic scale; these two where there is none."""
+    low, high = float(count.min()), float(count.max())
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    for steps in ((1,), (1, 2, 5)):
+        ticks = np.array([step * 10.0**decade for decade in decades for step in steps])
+        ticks = ticks[(ticks >= low) & (ticks <= high)]
+        if ticks.size > 1:
+            return ticks
+    return np.unique([low, high])
+
+
+def _spread(layers: np.ndarray, most: int = 12) -> np.ndarray:
+    """Layer numbers to write beside a scale."""
+    numbers = np.unique(layers)
+    return numbers[:: max(1, -(-numbers.size // most))]
 
 
 def _fitted(values: xr.DataArray, result: xr.Dataset) -> np.ndarray:
@@ -229,15 +260,18 @@ def _figure(
         height=560,
         showlegend=False,
         title={
-            "text": f"trustworthiness {quality['true']:.2f}"
-            f"<br><sup>dealt at random {quality['chance']:.2f}, first two principal components {quality['pca']:.2f}; "
-            f"{int(result['points'])} points{far}{'<br>' if said else ''}{said}; laid out with seed "
-            f"{result.attrs['seed']}</sup>"
+            "text": f"trustworthiness {quality['true']:.2f}<br><span style='font-size:12px'>dealt at random "
+            f"{quality['chance']:.2f}, first two principal components {quality['pca']:.2f}; {int(result['points'])} "
+            f"points{far}{'<br>' if said else ''}{said}; laid out with seed {result.attrs['seed']}</span>",
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "pad": {"t": 18},
         },
         coloraxis={
             "colorbar": {"title": {"text": colour, "side": "right"}} | bar | colour_bar(480),
         },
-        margin={"t": 86, "b": 16, "l": 16},
+        margin={"t": 84 if said else 66, "b": 16, "l": 16},
     )
     return figure
 

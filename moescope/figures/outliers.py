@@ -52,14 +52,15 @@ def super_experts(result: xr.Dataset) -> go.Figure:
     for trace in _by_layer(result):
         figure.add_trace(trace, row=1, col=2)
     figure.update_xaxes(title_text="rank", row=1, col=1)
-    figure.update_xaxes(title_text="layer", showgrid=False, row=1, col=2)
-    figure.update_yaxes(type="log", dtick=1, exponentformat="power", row=1)
+    step = -(-(int(np.ptp(result["layer"].values)) + 1) // 16)
+    figure.update_xaxes(title_text="layer", showgrid=False, tick0=0, dtick=step, row=1, col=2)
+    figure.update_yaxes(type="log", dtick=1, tickformat="~g", row=1)
     figure.update_yaxes(showticklabels=True, row=1, col=2)
     figure.update_yaxes(title_text="largest |output|", row=1, col=1)
     figure.update_layout(
         template=template("light"),
         height=420,
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.17, "yanchor": "top"},
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.23, "yanchor": "top"},
         margin_b=96,
     )
     align_titles(figure, 2)

@@ -61,6 +61,7 @@ def paths(result: xr.Dataset, level: float = 0.05, most: int = 40, bands: str | 
             y=1.0,
             xref="paper",
             yref="paper",
+            xanchor="left" if step == 0 else "right" if step == steps - 1 else "center",
             yanchor="bottom",
             yshift=6,
             showarrow=False,

@@ -9,7 +9,7 @@ import xarray as xr
 from moescope.errors import MoescopeError
 from moescope.figures.marks import limits, whiskers
 from moescope.figures.specialisation import standing
-from moescope.figures.theme import BLUE, GREY, ORANGE, plain, template
+from moescope.figures.theme import BLUE, GREY, ORANGE, plain, shortened, template
 
 READ = (
     "Each row is one label. The dot is this expert's nPMI with it: 0 if it fires on the label's tokens as often as on "
@@ -72,12 +72,13 @@ def expert_labels(result: xr.Dataset, site: str, expert: int) -> go.Figure:
     figure.add_trace(_dots(part, order, places, names, stands))
     figure.add_vline(x=0, line={"color": GREY, "width": 1})
     figure.update_xaxes(title_text="nPMI", nticks=7)
-    ticks = {"tickvals": places, "ticktext": [_short(name) for name in result["label"].values[order]]}
+    ticks = {"tickvals": places, "ticktext": [plain(shortened(name, 28)) for name in result["label"].values[order]]}
     figure.update_yaxes(ticks, range=[-0.6, order.size - 0.4], showgrid=False, zeroline=False)
     figure.update_layout(template=template("light"), height=84 + 30 * len(names), showlegend=False, margin_t=16)
     if known.size > order.size:
-        place = {"xref": "paper", "yref": "paper", "x": 1, "y": 0, "xanchor": "right", "yanchor": "bottom"}
+        place = {"xref": "paper", "yref": "paper", "x": 1, "y": 1, "xanchor": "right", "yanchor": "bottom"}
         figure.add_annotation(text=f"the {order.size} furthest from 0, of {known.size} labels", **place)
+        figure.update_layout(margin_t=30, height=98 + 30 * len(names))
     return figure
 
 
@@ -100,8 +101,3 @@ def _dots(part: xr.Dataset, order: np.ndarray, places: np.ndarray, names: list[s
         "%{customdata[0]:.2f} × its share of all<br>p = %{customdata[2]:.2g}, q = %{customdata[3]:.2g}<br>"
         "%{customdata[4]:,.0f} selections<extra></extra>",
     )
-
-
-def _short(name: object) -> str:
-    text = str(name)
-    return plain(text if len(text) <= 28 else text[:27] + "…")

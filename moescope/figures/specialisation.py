@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from moescope.figures.label_maps import Maps, label_maps, panel_title
+from moescope.figures.label_maps import Maps, counted, label_maps
 
 READ = (
     "One map per label. Orange: the expert fires on this label's tokens more than on others, blue: less. Full colour "
@@ -72,7 +72,7 @@ def npmi(
     maps = Maps(
         value=value,
         stands=stands,
-        titles=[_title(result, index, stands) for index in range(result.sizes["label"])],
+        about=[_about(result, index, stands) for index in range(result.sizes["label"])],
         details=DETAILS,
         hover=HOVER,
         bar={"title": {"text": "nPMI", "side": "right"}, "nticks": 7},
@@ -90,12 +90,11 @@ def standing(result: xr.Dataset, level: float = 0.05, value: str = "npmi") -> np
     return np.isfinite(result[value].values) if np.isnan(q).all() else q <= level
 
 
-def _title(result: xr.Dataset, index: int, stands: np.ndarray) -> str:
+def _about(result: xr.Dataset, index: int, stands: np.ndarray) -> str:
     preferred = int((stands[..., index] & (result["npmi"].values[..., index] > 0)).sum())
     documents = result["documents"].values[index]
-    about = f"{preferred} experts" if not np.isnan(result["q"].values).all() else "no null"
-    counted = "" if np.isnan(documents) else f" · {documents:,.0f} documents"
-    return panel_title(result["label"].values[index], about + counted)
+    about = counted(preferred) if not np.isnan(result["q"].values).all() else "no null"
+    return about if np.isnan(documents) else f"{about} · {counted(documents, of='document')}"
 
 
 def _reach(result: xr.Dataset) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from moescope.figures.label_maps import Maps, label_maps, panel_title
+from moescope.figures.label_maps import Maps, counted, label_maps
 from moescope.figures.specialisation import standing
 
 READ = (
@@ -36,15 +36,12 @@ def tcess(
     """
     stands = standing(result, level, "tcess")
     value = result["tcess"].values - result["overall"].values[..., None]
-    about = [int(stands[..., index].sum()) for index in range(result.sizes["label"])]
+    counts = [int(stands[..., index].sum()) for index in range(result.sizes["label"])]
     no_null = np.isnan(result["q"].values).all()
     maps = Maps(
         value=value,
         stands=stands,
-        titles=[
-            panel_title(name, "no null" if no_null else f"{count} experts above chance")
-            for name, count in zip(result["label"].values, about, strict=True)
-        ],
+        about=["no null" if no_null else counted(count, "above chance") for count in counts],
         details=("tcess", "tcess_low", "tcess_high", "null_p99", "p", "q"),
         hover=(
             "<b>TCESS %{customdata[0]:.3f}</b> (95 % interval %{customdata[1]:.3f} to %{customdata[2]:.3f})<br>"

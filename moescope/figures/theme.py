@@ -82,6 +82,12 @@ def plain(text: Any) -> str:
     return html.escape(shown, quote=True)
 
 
+def shortened(text: Any, most: int) -> str:
+    """At most so many characters of a name, the middle left out: names that begin alike often differ at their end."""
+    shown = str(text)
+    return shown if len(shown) <= most else f"{shown[: most - most // 3 - 1]}…{shown[len(shown) - most // 3 :]}"
+
+
 def row_height(rows: int) -> int:
     """Pixels per layer of a map: generous for a few layers, still readable for many."""
     return 34 if rows <= 8 else 24 if rows <= 16 else 16 if rows <= 40 else 13

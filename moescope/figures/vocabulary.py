@@ -42,7 +42,8 @@ def vocabulary_specialisation(result: xr.Dataset, strongest: int = 20) -> go.Fig
         subplot_titles=[
             "<b>Share of the favourite expert</b><br><span style='font-size:11px'>"
             f"{tokens:,} tokens of at least {result.attrs['least']} occurrences</span>",
-            "<b>Settled most, beyond chance</b><br><span style='font-size:11px'>layer, token, favourite expert</span>",
+            f"<b>Settled most{_beyond(result)}</b><br>"
+            "<span style='font-size:11px'>layer, token, favourite expert</span>",
         ],
     )
     for trace in _lines(result, layers) if by_label else _boxes(result, layers):
@@ -61,6 +62,12 @@ def vocabulary_specialisation(result: xr.Dataset, strongest: int = 20) -> go.Fig
     )
     align_titles(figure, 2)
     return figure
+
+
+def _beyond(result: xr.Dataset) -> str:
+    """Whether any of the tokens passes what chance reaches once in a hundred."""
+    beyond = result["share"].values > result["null_p99"].values
+    return ", beyond chance" if beyond.any() else "; none beyond chance"
 
 
 def _boxes(result: xr.Dataset, layers: list[str]) -> list[Any]:

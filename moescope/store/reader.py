@@ -193,7 +193,7 @@ class Store:
             StoreError: they were not captured.
         """
         if not self.manifest.setting(SINKS, 0):
-            raise StoreError("this store has no attention sinks; capture again with sinks=True.")
+            raise StoreError("This store has no attention sinks; capture again with sinks=True (--sinks).")
         if self._is_consolidated(SINKS):
             return with_share(self._root_table(SINKS))
         return with_share(merged_sinks(shard.table(SINKS) for shard in self.shards))

@@ -196,9 +196,9 @@ def find_site(manifest: Manifest, layer: int | str) -> SiteRecord:
 def need_tier(manifest: Manifest, tier: str) -> None:
     """Raise StoreError, saying how to capture it, if a tier is absent."""
     if tier not in manifest.tiers:
-        wanted = ", ".join(repr(name) for name in [*manifest.tiers, tier])
+        wanted = ", ".join([*manifest.tiers, tier])
         raise StoreError(
-            f"this store has no {tier} tier ({HOW_TO_CAPTURE[tier]}); capture again with tiers=[{wanted}]."
+            f"This store has no {tier} tier ({HOW_TO_CAPTURE[tier]}); capture again with the tiers {wanted}."
         )
 
 
