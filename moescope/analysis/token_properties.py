@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from scipy.sparse import csr_array, eye_array
+from scipy.sparse import csr_array
 
 from moescope.analysis.counts import Labelling, Phase, labelling, row_groups, shard_table
 from moescope.analysis.pairs import PairCounts, PairSum
@@ -68,28 +68,6 @@ class SignaturesOfIds:
 
 
 @dataclass(frozen=True)
-class EachId:
-    """Each of many token ids as a property of its own.
-
-    Attributes:
-        ids: ascending.
-    """
-
-    ids: Int[np.ndarray, " property"]
-
-    @property
-    def member(self) -> Any:
-        """Signature i + 1 is the i-th id."""
-        return eye_array(self.ids.size + 1, self.ids.size, k=-1, format="csr")
-
-    def of_rows(self, shard: Any) -> Int[np.ndarray, " row"]:
-        """The signature of each row."""
-        token = shard.tokens(["token_id"])["token_id"].to_numpy().astype(np.int64)
-        at = np.minimum(np.searchsorted(self.ids, token), self.ids.size - 1)
-        return np.where(self.ids[at] == token, at + 1, 0)
-
-
-@dataclass(frozen=True)
 class PropertyCounts:
     """Counts by document of some documents of a store.
 
@@ -115,7 +93,6 @@ def property_counts(
     signatures: Signatures,
     where: dict[str, str | Sequence[str]] | None = None,
     phase: Phase | None = None,
-    ranks: int | None = None,
 ) -> PropertyCounts:
     """Counts them, shard by shard; memory is that of the sparse table.
 
@@ -125,7 +102,6 @@ def property_counts(
         signatures: which rows have which properties.
         where: label -> value(s), documents to keep.
         phase: only tokens of this phase.
-        ranks: count the first so many ranks alone; None for all.
     """
     documents = labelling(store, None, where, phase)
     member = csr_array(signatures.member, dtype=np.float64)
@@ -133,7 +109,7 @@ def property_counts(
     index = documents.spread(np.arange(n))
     sums = [PairSum(n * kinds, site.n_experts, False) for site in sites]
     size = np.zeros(n * kinds, dtype=np.int64)
-    for names, rows, tables in over_shards(store, _scan, tuple(sites), signatures, kinds, index, phase, ranks):
+    for names, rows, tables in over_shards(store, _scan, tuple(sites), signatures, kinds, index, phase):
         size[names] += rows
         for total, count in zip(sums, tables, strict=True):
             total.add(names, count, None)
@@ -156,7 +132,6 @@ def _scan(
     kinds: int,
     index: np.ndarray,
     phase: Phase | None,
-    ranks: int | None,
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """(group names, rows of each, per layer counts [group, expert]) of one shard."""
     group = groups_of_rows(shard, index, phase)
@@ -164,7 +139,7 @@ def _scan(
     names, place, rows = np.unique(group, return_inverse=True, return_counts=True)
     if names.size and names[0] < 0:
         names, place, rows = names[1:], place - 1, rows[1:]
-    return names, rows, [shard_table(shard, site, names.size, place, ranks=ranks)[0] for site in sites]
+    return names, rows, [shard_table(shard, site, names.size, place)[0] for site in sites]
 
 
 def groups_of_rows(

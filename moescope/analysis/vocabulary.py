@@ -7,7 +7,7 @@ the mix of the documents the token stands in, as many as its occurrences are wor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +19,10 @@ from moescope.analysis.association import CORRECTIONS, q_values
 from moescope.analysis.counts import Phase, labelling, sites_of
 from moescope.analysis.label_tests import Correction
 from moescope.analysis.labelled import LayerAxis, provenance
-from moescope.analysis.pairs import PairCounts
 from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
 from moescope.analysis.token_ids import occurrences, shown_tokens
-from moescope.analysis.token_properties import EachId, property_counts
+from moescope.analysis.token_tops import TokenTops, token_tops
+from moescope.analysis.watching import counted
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -81,27 +81,18 @@ def vocabulary_specialisation(
         raise MoescopeError(
             f"No token occurs {least} times; the most frequent occurs {int(seen.max(initial=0))} times."
         )
-    counts = property_counts(store, sites, EachId(kept), where, phase, ranks=1)
+    documents = labelling(store, None, where, phase)
     if by is None:
-        names, code = ["all"], np.zeros(counts.tokens.size, dtype=np.int64)
+        names, code = ["all"], np.zeros(documents.documents.size, dtype=np.int64)
     else:
         chosen = labelling(store, by, where, phase)
-        names, code = list(chosen.labels), np.full(counts.tokens.size, -1)
-        code[np.searchsorted(counts.documents.documents, chosen.documents)] = chosen.code
+        names, code = list(chosen.labels), np.full(documents.documents.size, -1)
+        code[np.searchsorted(documents.documents, chosen.documents)] = chosen.code
     attrs = provenance(store, analysis="vocabulary_specialisation", by=by, where=where, phase=phase)
     attrs["tokens_left_out"] = int(ids.size - kept.size)
-    result = _result(
-        LayerAxis.of_sites(sites),
-        counts.joint,
-        counts.selections,
-        kept.size,
-        code,
-        names,
-        least,
-        seed,
-        correction,
-        attrs,
-    )
+    layers_in_turn = token_tops(store, sites, kept, documents, code, len(names), phase)
+    axis, shape = LayerAxis.of_sites(sites), (len(sites), kept.size, len(names))
+    result = _result(axis, counted("layers", layers_in_turn, len(sites)), shape, names, least, seed, correction, attrs)
     vocabulary = dict(store.vocabulary())
     texts = np.array([vocabulary.get(one, "") for one in kept.tolist()], dtype=object)
     result = result.assign_coords(
@@ -129,13 +120,15 @@ def vocabulary_from_counts(
     if table.ndim != 4 or first.shape != (table.shape[0], *table.shape[2:]):
         raise MoescopeError(f"Counts of shape {table.shape} (document, token, layer, expert) need `selections` to fit.")
     axis = LayerAxis.of_array(np.moveaxis(first, 0, -1), layers, 1)
-    tables = [
-        PairCounts.of_dense(table[:, :, row, :width].reshape(-1, width)) for row, width in enumerate(axis.n_experts)
-    ]
-    each = [first[:, row, :width] for row, width in enumerate(axis.n_experts)]
+    if np.nanmin(table, initial=0) < 0 or (np.nan_to_num(table) % 1).any():
+        raise MoescopeError("Selection counts must be whole numbers, 0 or more.")
+    in_turn = []
+    for row, width in enumerate(axis.n_experts):
+        own = table[:, :, row, :width]
+        in_turn.append([TokenTops(own.sum(axis=0), csr_array(own.sum(axis=2)), first[:, row, :width])])
     attrs = provenance(None, analysis="vocabulary_specialisation", by=None)
-    code = np.zeros(len(table), dtype=np.int64)
-    result = _result(axis, tables, each, table.shape[1], code, ["all"], least, seed, correction, attrs)
+    shape = (len(in_turn), table.shape[1], 1)
+    result = _result(axis, in_turn, shape, ["all"], least, seed, correction, attrs)
     return result.assign_coords(token=np.arange(table.shape[1])).isel(label=0, drop=True)
 
 
@@ -165,40 +158,30 @@ def share_by_chance(
     """The smallest share whose chance is at most `level`; 1 where no share is that rare."""
     draws = np.floor(effective + 1e-9)
     low, high = np.zeros(draws.size), draws + 1
-    while (high - low > 1).any():
-        middle = np.floor((low + high) / 2)
-        rare = _tail(middle, draws, mix) <= level
-        high, low = np.where(rare, middle, high), np.where(rare, low, middle)
+    while (open_still := np.flatnonzero(high - low > 1)).size:
+        middle = np.floor((low + high) / 2)[open_still]
+        rare = _tail(middle, draws[open_still], mix[open_still]) <= level
+        high[open_still[rare]], low[open_still[~rare]] = middle[rare], middle[~rare]
     return np.minimum(high / np.maximum(draws, 1), 1.0)
 
 
 def _result(
     axis: LayerAxis,
-    joint: Sequence[PairCounts],
-    selections: Sequence[np.ndarray],
-    n_tokens: int,
-    code: np.ndarray,
+    layers_in_turn: Iterable[list[TokenTops]],
+    shape: tuple[int, int, int],
     names: list[str],
     least: int,
     seed: int,
     correction: Correction,
     attrs: dict[str, Any],
 ) -> xr.Dataset:
-    shape = (len(joint), n_tokens, len(names))
     cells = {name: np.full(shape, np.nan) for name in CELL}
     rng = np.random.default_rng(seed)
-    for row, (pairs, first) in enumerate(zip(joint, selections, strict=True)):
-        document, token = np.divmod(pairs.group, n_tokens)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            rate = np.nan_to_num(first / first.sum(axis=1, keepdims=True))
-        for label in range(len(names)):
-            mine = code[document] == label
-            held = csr_array(
-                (pairs.count[mine].astype(np.float64), (document[mine], token[mine])), shape=(code.size, n_tokens)
-            )
-            held.sum_duplicates()
-            table = np.zeros((n_tokens, pairs.n_experts))
-            np.add.at(table, (token[mine], pairs.expert[mine]), pairs.count[mine])
+    for row, by_label in enumerate(layers_in_turn):
+        for label, tops in enumerate(by_label):
+            table, held = tops.table, tops.held
+            with np.errstate(invalid="ignore", divide="ignore"):
+                rate = np.nan_to_num(tops.first / tops.first.sum(axis=1, keepdims=True))
             count = table.sum(axis=1)
             often = np.flatnonzero(count >= least)
             mix = (held.T @ rate)[often] / count[often, None]

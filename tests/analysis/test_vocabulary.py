@@ -106,3 +106,15 @@ def test_filters_and_mistakes(tmp_path):
         analysis.vocabulary_specialisation(whole, least=0)
     with pytest.raises(MoescopeError, match="no label 'genre'"):
         analysis.vocabulary_specialisation(whole, by="genre")
+
+
+def test_labels_counted_a_few_at_a_time_are_the_same(tmp_path, monkeypatch):
+    made = random_truth(np.random.default_rng(3), 20, [6, 3], [2, 1], vocabulary=6, missing=0.2)
+    kind = [None if d == 4 else "abcd"[d % 4] for d in range(20)]
+    store = write(tmp_path / "s", made, [6, 3], {"kind": kind}, cuts=3, slots_can_miss=True)
+    whole = analysis.vocabulary_specialisation(store, by="kind", least=2)
+    monkeypatch.setattr("moescope.analysis.token_tops.CELLS", 1)
+    one_by_one = analysis.vocabulary_specialisation(store, by="kind", least=2)
+    assert one_by_one["share"].notnull().any()
+    for name in whole.data_vars:
+        np.testing.assert_array_equal(whole[name], one_by_one[name], err_msg=str(name))
