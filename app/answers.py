@@ -14,7 +14,7 @@ from moescope.analysis.watching import watched
 from moescope.app.jobs import Job, Jobs
 from moescope.errors import CancelledError, MoescopeError
 
-PATIENCE = 0.08
+PATIENCE = 0.05
 """Seconds that a page waits for an answer before it shows progress instead."""
 
 _LARGEST = 256 << 20  # bytes of results kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +11,19 @@ from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, htm
 
 from moescope import figures
 from moescope.app import book
-from moescope.app.answers import Pending
+from moescope.app.answers import PATIENCE, Pending
 from moescope.app.panels import note, progress
 from moescope.app.place import parse
 from moescope.app.scene import Desk, Scene
 from moescope.app.views import FigureView, Partial, View
 from moescope.errors import CancelledError, MoescopeError
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 _HIDDEN = {"display": "none"}
+_SOONEST, _LATEST = 0.2, 1.0  # seconds between two questions of a panel that waits
+_MODEBAR = {"bgcolor": "rgba(0,0,0,0)", "color": "#8b919a", "activecolor": "#3f84c9"}
 
 
 def register(app: Dash, desk: Desk) -> None:
@@ -49,20 +54,20 @@ def register(app: Dash, desk: Desk) -> None:
     @app.callback(Output(graph, "figure"), Output(graph, "style"), *said("figure"), *asked("figure"))
     def _figure(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
         drawn, words = _drawn(book.view(name["view"]), desk, wanted, act, place, theme, job)
-        words = once_more(words, ticks)
-        return (no_update, _HIDDEN, *words) if drawn is None else (_sent(drawn), _shown(drawn), *words)
+        words = once_more(desk, words, ticks)
+        return (no_update, _HIDDEN, *words) if drawn is None else (drawn, _shown(drawn), *words)
 
     @app.callback(Output({"type": "body", "of": "block", "view": MATCH}, "children"), *said("block"), *asked("block"))
     def _block(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
         drawn, words = _drawn(book.view(name["view"]), desk, wanted, act, place, theme, job)
         # Where it was drawn: its links change the place from there, and the place may have moved on since.
         held = None if drawn is None else html.Div(drawn, **{"data-at": place["href"]})
-        return (held, *once_more(words, ticks))
+        return (held, *once_more(desk, words, ticks))
 
 
-def _shown(figure: Any) -> dict[str, str]:
+def _shown(figure: dict[str, Any]) -> dict[str, str]:
     """As tall as the figure says: its frame must not be lower, whoever draws it again in the browser."""
-    height = figure.layout.height
+    height = figure["layout"].get("height")
     return {"display": "block"} | ({"minHeight": f"{height}px"} if height else {})
 
 
@@ -83,22 +88,29 @@ def asked(of: str) -> list[Any]:
 
 
 def said(of: str) -> list[Any]:
-    """What every panel says beside what it shows: a note, whether it asks again, the job it waits for."""
+    """What every panel says beside what it shows: a note, whether and when it asks again, the job it waits for."""
 
     def one(kind: str) -> dict[str, Any]:
         return {"type": kind, "of": of, "view": MATCH}
 
-    return [Output(one("note"), "children"), Output(one("tick"), "max_intervals"), Output(one("job"), "data")]
+    return [
+        Output(one("note"), "children"),
+        Output(one("tick"), "max_intervals"),
+        Output(one("tick"), "interval"),
+        Output(one("job"), "data"),
+    ]
 
 
-def once_more(words: list[Any], ticks: int | None) -> list[Any]:
+def once_more(desk: Desk, words: list[Any], ticks: int | None) -> list[Any]:
     """The panel's state for the browser: a panel that waits asks once more, and again only when it was answered.
 
     A clock that ran on while an answer is on its way would ask anew, and the browser drops the answer to a question
-    that was asked again: a figure that takes longer than a tick would never come.
+    that was asked again: a figure that takes longer than a tick would never come. Long work is asked after less often.
     """
-    said, over, job = words
-    return [said, 0 if over else (ticks or 0) + 1, job]
+    said, over, name = words
+    job = desk.jobs.get(name)
+    pause = _SOONEST if job is None else min(max(_SOONEST, job.age / 5), _LATEST)
+    return [said, 0 if over else (ticks or 0) + 1, round(1000 * pause), name]
 
 
 def _drawn(view: View, desk: Desk, wanted: Any, act: Any, place: Any, theme: Any, job: Any) -> tuple[Any, list[Any]]:
@@ -109,21 +121,28 @@ def _drawn(view: View, desk: Desk, wanted: Any, act: Any, place: Any, theme: Any
         return None, [note("Cancelled.", retry=view), True, None]
 
     def draw() -> Any:
-        scene = desk.scene(parse(place["href"])[0], theme == "dark")
-        return figure_of(view, scene, wanted) if isinstance(view, FigureView) else view.draw(scene)  # pyright: ignore
+        # Who only asks whether it is there by now does not wait for it.
+        scene = desk.scene(parse(place["href"])[0], theme == "dark", 0 if pressed("tick") else PATIENCE)
+        if isinstance(view, FigureView):
+            return sent(view, scene, figure_of(view, scene), wanted)
+        return view.draw(scene)  # pyright: ignore
 
     return guarded(view, desk, draw)
 
 
 def cancelled(desk: Desk, act: Any, job: str | None) -> bool:
     """Whether this call is a panel's cancel button; its job is told to stop."""
-    pressed = isinstance(ctx.triggered_id, dict) and ctx.triggered_id.get("type") == "act"
-    if not (pressed and act and act.get("do") == "cancel"):
+    if not (pressed("act") and act and act.get("do") == "cancel"):
         return False
     running = desk.jobs.get(job)
     if running is not None:
         running.cancel()
     return True
+
+
+def pressed(kind: str) -> bool:
+    """Whether this call comes from this part of a panel: its clock, its buttons."""
+    return isinstance(ctx.triggered_id, dict) and ctx.triggered_id.get("type") == kind
 
 
 def guarded(view: View, desk: Desk, draw: Callable[[], Any]) -> tuple[Any, list[Any]]:
@@ -146,24 +165,26 @@ def guarded(view: View, desk: Desk, draw: Callable[[], Any]) -> tuple[Any, list[
     return drawn, [None, True, None]
 
 
-def figure_of(view: FigureView, scene: Scene, key: Any = None) -> Any:
-    """A view's figure, for the page's colours; zooming survives until what it shows changes."""
+def figure_of(view: FigureView, scene: Scene) -> go.Figure:
+    """A view's figure, in the page's colours."""
     figure = view.draw(scene)
-    if scene.dark:
-        figure = figures.dark(figure)
-    figure.update_layout(uirevision=str(key[1:] if isinstance(key, list) else key), autosize=True)
-    figure.update_layout(modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#8b919a", "activecolor": "#3f84c9"})
+    return figures.dark(figure) if scene.dark else figure
+
+
+def sent(view: FigureView, scene: Scene, figure: go.Figure, key: Any = None) -> dict[str, Any]:
+    """A figure as the browser gets it; what belongs to the page is written into its layout without checking it anew.
+
+    Zooming survives until `key`, what it shows, changes. What points carry goes as lists, not as packed numbers, or a
+    click would not report it.
+    """
+    parts = figure.to_plotly_json()
+    layout = parts["layout"]
+    layout |= {"uirevision": str(key[1:] if isinstance(key, list) else key), "autosize": True, "modebar": _MODEBAR}
     if view.marks:
         traces: Any = figure.data
         maps = [(trace.xaxis or "x", trace.yaxis or "y") for trace in traces if trace.type == "heatmap"]
-        figure.update_layout(meta={"marks": scene.layers, "axes": list(dict.fromkeys(maps))})
-    return figure
-
-
-def _sent(figure: Any) -> dict[str, Any]:
-    """A figure as the browser gets it: with what its points carry as lists, or a click would not report them."""
-    parts = figure.to_plotly_json()
+        layout["meta"] = {"marks": scene.layers, "axes": list(dict.fromkeys(maps))}
     for trace, part in zip(figure.data, parts["data"], strict=True):
         if isinstance(trace.customdata, np.ndarray):
-            part["customdata"] = trace.customdata.tolist()
+            part["customdata"] = trace.customdata
     return parts

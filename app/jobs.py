@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal
 
+from moescope.app.memory import give_back
 from moescope.errors import CancelledError, MoescopeError
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -38,6 +40,7 @@ class Job:
         self.partial: Any = None
         self.result: Any = None
         self.error = ""
+        self._begun = time.monotonic()
         self._stop = threading.Event()
         self._over = threading.Event()
 
@@ -58,6 +61,11 @@ class Job:
     def cancel(self) -> None:
         """Asks the work to stop; it does at its next report."""
         self._stop.set()
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was asked for."""
+        return time.monotonic() - self._begun
 
     @property
     def over(self) -> bool:
@@ -113,3 +121,4 @@ class Jobs:
             job.state, job.error = "failed", f"{job.title} failed: {type(error).__name__}: {error}"
         finally:
             job._over.set()
+            give_back()

@@ -43,7 +43,7 @@ def panel(view: View, scene: Scene) -> Any:
         dcc.Store(id=part("reads", view), data=list(view.reads)),
         dcc.Store(id=part("act", view)),
         dcc.Store(id=part("job", view)),
-        dcc.Interval(id=part("tick", view), interval=400, max_intervals=0),
+        dcc.Interval(id=part("tick", view), max_intervals=0),
     ]
     inside = [*([] if _bare(view) else [_head(view, scene)]), html.Div(id=part("note", view), role="status"), body]
     return html.Section(
@@ -128,6 +128,7 @@ def _table(view: TableView) -> Any:
             "theme": {"function": "themeOfPage(themeQuartz)"},
             "cacheBlockSize": 100,
             "maxBlocksInCache": 20,
+            "maxConcurrentDatasourceRequests": -1,  # a request for rows that are still to come is never answered
             "rowSelection": {"mode": "singleRow", "checkboxes": False, "enableClickSelection": True},
             "animateRows": False,
             # All columns at once: a table that is filled while it is out of sight would otherwise stay without any.

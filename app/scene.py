@@ -39,7 +39,7 @@ class Desk:
     trust_remote_code: bool = False
     bench: Bench = field(default_factory=Bench)
 
-    def scene(self, place: Place, dark: bool = False) -> Scene:
+    def scene(self, place: Place, dark: bool = False, patience: float = PATIENCE) -> Scene:
         """The place with its store opened.
 
         Raises:
@@ -47,7 +47,7 @@ class Desk:
         """
         if place.store is None:
             raise MoescopeError("No store is chosen.")
-        return Scene(self, place, self.shelf.open(place.store), dark)
+        return Scene(self, place, self.shelf.open(place.store), dark, patience)
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,21 @@ class Scene:
         place: where the person is.
         opened: the store, its name and version.
         dark: the page is dark.
+        patience: seconds to wait for an answer before saying that it is on its way.
     """
 
     desk: Desk
     place: Place
     opened: Opened
     dark: bool = False
+    patience: float = PATIENCE
 
     @property
     def store(self) -> Store:
         """The open store."""
         return self.opened.store
 
-    def ask(self, question: str, *others: Opened, patience: float = PATIENCE, **parameters: Any) -> Any:
+    def ask(self, question: str, *others: Opened, patience: float | None = None, **parameters: Any) -> Any:
         """The result of one registered analysis on this store (and `others`), for these parameters.
 
         Lists become tuples in the key, so that the same question has the same answer.
@@ -83,11 +85,14 @@ class Scene:
         asked = analysis.ANALYSES[question]
         stores = (self.store, *(other.store for other in others))
         key = (question, self.opened.version, *(other.version for other in others), _frozen(parameters))
-        return self.desk.answers.ask(key, asked.help, lambda: asked.run(*stores, **parameters), patience)
+        return self.desk.answers.ask(key, asked.help, lambda: asked.run(*stores, **parameters), self._or(patience))
 
-    def compute(self, key: Hashable, title: str, work: Callable[[], Any], patience: float = PATIENCE) -> Any:
+    def compute(self, key: Hashable, title: str, work: Callable[[], Any], patience: float | None = None) -> Any:
         """The result of any other function on this store; `key` says which and with what parameters."""
-        return self.desk.answers.ask((key, self.opened.version), title, work, patience)
+        return self.desk.answers.ask((key, self.opened.version), title, work, self._or(patience))
+
+    def _or(self, patience: float | None) -> float:
+        return self.patience if patience is None else patience
 
     @property
     def by(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +96,7 @@ def serve(
     print(f"MoEscope: {link}   (Ctrl-C ends it)", flush=True)
     if browser:
         webbrowser.open(link)
+    sys.setswitchinterval(0.001)  # counting lets go of Python's lock often, so that a click need not wait for it
     try:
         server.serve_forever()
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +10,8 @@ import pandas as pd
 from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, no_update
 
 from moescope.app import book
-from moescope.app.answers import Pending
-from moescope.app.drawing import asked, cancelled, guarded, once_more, said
+from moescope.app.answers import PATIENCE, Pending
+from moescope.app.drawing import asked, cancelled, guarded, once_more, pressed, said
 from moescope.app.panels import note
 from moescope.app.place import parse
 from moescope.app.scene import Desk, Scene
@@ -27,17 +26,18 @@ def register(app: Dash, desk: Desk) -> None:
         return {"type": kind, "of": "table", "view": MATCH}
 
     def frame(view: TableView, place: Any) -> pd.DataFrame:
-        return view.frame(desk.scene(parse(place["href"])[0]))
+        return view.frame(desk.scene(parse(place["href"])[0], patience=0 if pressed("tick") else PATIENCE))
 
     @app.callback(Output(one("grid"), "columnDefs"), Output(one("grid"), "style"), *said("table"), *asked("table"))
     def _columns(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
         view = book.view(name["view"])
         if not isinstance(view, TableView) or not wanted or not place or place.get("trouble"):
-            return [[], {"display": "none"}, None, 0, None]
+            return [[], {"display": "none"}, *once_more(desk, [None, True, None], ticks)]
         if cancelled(desk, act, job):
-            return [no_update, {"display": "none"}, note("Cancelled.", retry=view), 0, None]
+            words = [note("Cancelled.", retry=view), True, None]
+            return [no_update, {"display": "none"}, *once_more(desk, words, ticks)]
         found, words = guarded(view, desk, lambda: frame(view, place))
-        words = once_more(words, ticks)
+        words = once_more(desk, words, ticks)
         if found is None:
             return [no_update, {"display": "none"}, *words]
         return [definitions(view, found), {"height": f"{view.height}px", "width": "100%"}, *words]
@@ -52,38 +52,35 @@ def register(app: Dash, desk: Desk) -> None:
 
     @app.callback(
         Output(one("grid"), "getRowsResponse"),
+        Output(one("tick"), "max_intervals", allow_duplicate=True),
         Input(one("grid"), "getRowsRequest"),
         State(one("wanted"), "id"),
         State("place", "data"),
+        State(one("tick"), "n_intervals"),
+        prevent_initial_call=True,
     )
-    def _rows(request: Any, name: Any, place: Any) -> Any:
+    def _rows(request: Any, name: Any, place: Any, ticks: int | None) -> Any:
         view = book.view(name["view"])
         if not request or not place or not isinstance(view, TableView):
-            return no_update
-        try:
-            found = _waited(lambda: frame(view, place))
-        except Pending:
-            return no_update  # rows that are still to come, which is not the same as none
-        except MoescopeError:
-            return {"rowData": [], "rowCount": 0}
-        chosen = arranged(found, request.get("filterModel"), request.get("sortModel"))
-        part = chosen.iloc[request["startRow"] : request["endRow"]]
-        return {"rowData": _plain(part), "rowCount": len(chosen)}
+            return no_update, no_update
+        return rows(lambda: frame(view, place), request, ticks)
 
 
-def _waited(frame: Callable[[], pd.DataFrame], seconds: float = 30) -> pd.DataFrame:
-    """The table, also where an answer that it is made from was forgotten and has to be found again.
+def rows(frame: Callable[[], pd.DataFrame], request: Any, ticks: int | None) -> tuple[Any, Any]:
+    """(the rows that ag-grid asks for, how often the panel's clock may tick in all).
 
-    Raises:
-        Pending: that takes longer.
+    Rows that are still to come are not the same as none: the request stays open and the panel's clock ticks once more,
+    until the columns are there and the grid asks anew; also where an answer was known once and has been forgotten.
     """
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return frame()
-        except Pending as pending:
-            if not pending.job.wait(end - time.monotonic()):
-                raise
+    try:
+        found = frame()
+    except Pending:
+        return no_update, (ticks or 0) + 1
+    except MoescopeError:
+        return {"rowData": [], "rowCount": 0}, no_update
+    chosen = arranged(found, request.get("filterModel"), request.get("sortModel"))
+    part = chosen.iloc[request["startRow"] : request["endRow"]]
+    return {"rowData": _plain(part), "rowCount": len(chosen)}, no_update
 
 
 def definitions(view: TableView, frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from plotly.io.json import to_json_plotly
 from plotly.utils import PlotlyJSONEncoder
 
 from moescope import analysis
@@ -196,12 +197,13 @@ def test_both_definitions_stand_side_by_side(desk):
 
 
 def test_points_travel_as_lists(desk):
-    figure = drawn(desk, "super", Place("outliers", "made"))
-    sent = drawing._sent(figure)["data"]
+    here = Place("outliers", "made")
+    figure = drawn(desk, "super", here)
+    sent = json.loads(to_json_plotly(drawing.sent(book.view("super"), desk.scene(here), figure)))["data"]
     assert any(isinstance(trace.customdata, np.ndarray) for trace in figure.data)
     for trace, part in zip(figure.data, sent, strict=True):
         if trace.customdata is not None:
-            assert part["customdata"] == trace.customdata.tolist()
+            np.testing.assert_allclose(part["customdata"], trace.customdata.astype(float))
 
 
 def test_what_follows_no_selection_is_told_whatever_is_selected(desk):

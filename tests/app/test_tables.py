@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
+from dash import no_update
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moescope.app.answers import Answers, Pending
+from moescope.app.answers import Answers
 from moescope.app.jobs import Jobs
-from moescope.app.tables import _waited, arranged, definitions
+from moescope.app.tables import arranged, definitions, rows
 from moescope.app.views import TableView
 from moescope.errors import MoescopeError
 
@@ -85,13 +87,17 @@ def test_columns_carry_their_heading_and_format():
     assert ".2f" in column["valueFormatter"]["function"]
 
 
-def test_rows_that_were_forgotten_are_waited_for_and_never_none():
+def test_rows_that_were_forgotten_stay_open_and_are_never_none():
     answers, go = Answers(Jobs()), threading.Event()
 
     def frame():
         return answers.ask("rows", "counting", lambda: go.wait(10) and _FRAME, patience=0.01)
 
-    with pytest.raises(Pending):
-        _waited(frame, seconds=0.05)
+    request = {"startRow": 0, "endRow": 2}
+    assert rows(frame, request, 3) == (no_update, 4)
     go.set()
-    assert _waited(frame, seconds=10) is _FRAME
+    while (answer := rows(frame, request, 4))[0] is no_update:
+        time.sleep(0.01)
+    assert answer[0]["rowCount"] == len(_FRAME)
+    assert len(answer[0]["rowData"]) == 2
+    assert answer[1] is no_update
