@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -18,6 +19,9 @@ PATIENCE = 0.05
 """Seconds that a page waits for an answer before it shows progress instead."""
 
 _LARGEST = 256 << 20  # bytes of results kept
+_LEFT = (
+    5.0  # seconds after which somebody who has not asked again has gone elsewhere: panels that wait ask every second
+)
 
 
 class Pending(Exception):
@@ -37,6 +41,7 @@ class Answers:
         self._jobs = jobs
         self._known: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._running: dict[Hashable, tuple[Job, list[Any]]] = {}  # the work, and what it gave: not kept by the job
+        self._asked: dict[Hashable, float] = {}  # when somebody last asked for what is running
         self._lock = threading.Lock()
 
     def ask(self, key: Hashable, title: str, compute: Callable[[], Any], patience: float = PATIENCE) -> Any:
@@ -62,11 +67,14 @@ class Answers:
                 job = self._jobs.start(title, lambda job: gave.append(_watched(job, compute)))
                 self._running[key] = job, gave
             job, gave = self._running[key]
+            self._asked[key] = time.monotonic()
+            if job.state == "waiting":
+                self._make_room()
         if not job.wait(patience):
             raise Pending(job)
         with self._lock:
             if self._running.get(key, (None,))[0] is job:
-                del self._running[key]
+                self._forget(key)
             if job.state == "done":
                 self._keep(key, gave[0])
                 return gave[0]
@@ -78,8 +86,19 @@ class Answers:
         """Takes in what was found after everybody who asked had left: it counts in the bound like all else."""
         for key, (job, gave) in list(self._running.items()):
             if job.over and job.state == "done":
-                del self._running[key]
+                self._forget(key)
                 self._keep(key, gave[0])
+
+    def _make_room(self) -> None:
+        """Work that nobody waits for any more ends where other work waits for its turn; asked again, it begins anew."""
+        left = time.monotonic() - _LEFT
+        for key, (job, _) in list(self._running.items()):
+            if not job.over and self._asked[key] < left:
+                job.cancel()
+                self._forget(key)
+
+    def _forget(self, key: Hashable) -> None:
+        del self._running[key], self._asked[key]
 
     def _keep(self, key: Hashable, result: Any) -> None:
         self._known[key] = result, _size(result)

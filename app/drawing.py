@@ -180,11 +180,11 @@ def sent(view: FigureView, scene: Scene, figure: go.Figure, key: Any = None) -> 
     parts = figure.to_plotly_json()
     layout = parts["layout"]
     layout |= {"uirevision": str(key[1:] if isinstance(key, list) else key), "autosize": True, "modebar": _MODEBAR}
+    traces: Any = figure.data
     if view.marks:
-        traces: Any = figure.data
         maps = [(trace.xaxis or "x", trace.yaxis or "y") for trace in traces if trace.type == "heatmap"]
         layout["meta"] = {"marks": scene.layers, "axes": list(dict.fromkeys(maps))}
-    for trace, part in zip(figure.data, parts["data"], strict=True):
+    for trace, part in zip(traces, parts["data"], strict=True):
         if isinstance(trace.customdata, np.ndarray):
             part["customdata"] = trace.customdata
     return parts

@@ -10,6 +10,7 @@ import weakref
 import numpy as np
 import pytest
 
+from moescope.analysis.watching import report
 from moescope.app.answers import Answers, Pending
 from moescope.app.jobs import Jobs
 from moescope.app.navigation import state
@@ -112,6 +113,33 @@ def test_cancelled_answers_say_so(answers):
     _wait(pending.value.job)
     with pytest.raises(CancelledError, match="counting: cancelled"):
         answers.ask("key", "counting", work)
+
+
+def test_work_that_nobody_waits_for_makes_room_and_begins_anew_when_asked(monkeypatch):
+    monkeypatch.setattr("moescope.app.answers._LEFT", 0.2)
+    answers, begun = Answers(Jobs(at_once=1)), []
+
+    def endless(name):
+        begun.append(name)
+        while name != "quick" and begun.count(name) < 2:
+            report("steps", 0, 0)
+            time.sleep(0.01)
+        return name
+
+    with pytest.raises(Pending) as left:
+        answers.ask("left", "long", lambda: endless("left"), patience=0.01)
+    for _ in range(3):  # while somebody asks, it goes on
+        time.sleep(0.1)
+        for key in ("left", "quick"):
+            with pytest.raises(Pending):
+                answers.ask(key, key, lambda key=key: endless(key), patience=0.01)
+    time.sleep(0.3)
+    assert left.value.job.state == "running"
+    assert answers.ask("quick", "quick", lambda: endless("quick"), patience=10) == "quick"
+    _wait(left.value.job)
+    assert left.value.job.state == "cancelled"
+    assert answers.ask("left", "long", lambda: endless("left"), patience=10) == "left"
+    assert begun == ["left", "quick", "left"]
 
 
 def test_memory_is_bounded(monkeypatch):
