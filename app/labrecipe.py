@@ -65,7 +65,7 @@ def _edits(scene: Scene) -> list[Any]:
 
 
 def _row(here: Place, scene: Scene, number: int, one: Any) -> list[Any]:
-    layer = str(one.layer)
+    layer = recipes.layer_of(one)
     there = here.go(page="expert", layer=layer, expert=one.expert[0])
     name = to(there, recipes.named(one)) if layer in scene.layers else html.Span(recipes.named(one))
     gone = to(

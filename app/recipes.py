@@ -99,6 +99,11 @@ def named(one: Any) -> str:
     return f"{layer}E{', '.join(map(str, one.expert))}"
 
 
+def layer_of(one: Any) -> str:
+    """Its layer as a place has it: layer 12 is "12", and so is the site key "L012", which only a sole router has."""
+    return str(int(one.layer[1:])) if re.fullmatch(r"L\d{3,}", str(one.layer), re.ASCII) else str(one.layer)
+
+
 def _edit(part: str) -> Any:
     found = _PART.fullmatch(part)
     if found is None:
@@ -142,7 +147,7 @@ def _part(one: Any, number: int) -> str:
 
 
 def _same_experts(old: Any, new: Any) -> bool:
-    return old.layer == new.layer and set(old.expert) == set(new.expert)
+    return layer_of(old) == layer_of(new) and set(old.expert) == set(new.expert)
 
 
 def _number(value: float) -> str:

@@ -119,3 +119,16 @@ def test_a_recipe_that_cannot_be_read_is_not_lost_silently():
     with pytest.raises(MoescopeError, match="is not an edit"):
         adding(here, "mask", None)
     assert badge(Place("overview", "demo")) is None
+
+
+@pytest.mark.parametrize(("given", "layer"), [("L012", "12"), ("L1234", "1234"), ("L000", "0")])
+def test_a_layer_and_the_key_of_its_sole_router_are_one(given, layer):
+    here = Place("overview", "demo", layer=layer, expert=7)
+    recipe = recipes.written(Recipe([Scale(layer=given, expert=7, factor=2.0), Mask(layer=f"{given}-mlp", expert=7)]))
+    there = adding(here.go(recipe=recipe), "promote", None)
+    assert [(one.layer, one.kind) for one in recipes.read(there.recipe).edits] == [
+        (f"{given}-mlp", "mask"),
+        (int(layer), "promote"),
+    ]
+    both = recipes.read(adding(here.go(recipe=recipe, layer=f"{given}-mlp"), "zero", None).recipe)
+    assert [recipes.layer_of(one) for one in both.edits] == [layer, f"{given}-mlp"]
