@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, no_update
 
+from moescope.analysis.labelled import layer_name
 from moescope.app import book
 from moescope.app.answers import PATIENCE, Pending
 from moescope.app.drawing import asked, cancelled, guarded, once_more, pressed, said
@@ -88,7 +89,7 @@ def definitions(view: TableView, frame: pd.DataFrame) -> list[dict[str, Any]]:
     shown = view.columns or {str(name): (str(name), "") for name in frame.columns}
     found = []
     for name, (heading, form) in shown.items():
-        if name not in frame:
+        if name not in frame or (name == "site" and view.columns is not None and _of_one_router(frame)):
             continue
         number = pd.api.types.is_numeric_dtype(frame[name])
         column: dict[str, Any] = {
@@ -106,6 +107,12 @@ def definitions(view: TableView, frame: pd.DataFrame) -> list[dict[str, Any]]:
                 }
         found.append(column)
     return found
+
+
+def _of_one_router(frame: Any) -> bool:
+    """Whether the layers' numbers name their routers: then the sites' keys say no more."""
+    sites = zip(frame["layer"], frame["site"], strict=True)
+    return all(layer_name(layer, str(site)) != site for layer, site in set(sites))
 
 
 def _format(values: Any) -> str:

@@ -212,6 +212,7 @@ COMPARE = Page(
             frame=_moved,
             columns={
                 "layer": ("Layer", ""),
+                "site": ("Router", ""),
                 "expert": ("Expert", ""),
                 "share": ("First", ".2%"),
                 "other_share": ("Second", ".2%"),

@@ -138,12 +138,19 @@ def _paths(scene: Scene) -> Any:
 def _placement(scene: Scene) -> xr.Dataset:
     """The simulation that the place asks for."""
     place = scene.place
+    fits, default = _fitting(scene)
+    if place.devices is None and not fits:
+        widths = ", ".join(map(str, sorted({site.n_experts for site in scene.store.sites})))
+        raise MoescopeError(
+            f"No number of devices divides every layer's experts ({widths}): `moescope analyze placement --uneven` "
+            "lets devices differ by one expert per layer."
+        )
     patience = _given(place.patience, _PATIENCE)
     if not 1 <= patience <= _LONGEST:
         raise MoescopeError(f"Each solver may take 1 to {_LONGEST} seconds, not {patience:,}.")
     return scene.ask(
         "placement",
-        devices=_given(place.devices, _fitting(scene)[1]),
+        devices=_given(place.devices, default),
         method=place.method or "all",
         time_limit=float(patience),
         redundant=_given(place.group, 0),

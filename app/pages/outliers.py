@@ -197,6 +197,7 @@ OUTLIERS = Page(
             frame=_table,
             columns={
                 "layer": ("Layer", ""),
+                "site": ("Router", ""),
                 "expert": ("Expert", ""),
                 "absmax": ("Largest", ".4g"),
                 "ratio_to_median": ("× median", ".2f"),

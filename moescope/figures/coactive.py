@@ -52,7 +52,7 @@ def coactivation(result: xr.Dataset, level: float = 0.05, layers: Sequence[int] 
         for trace in traces:
             trace.visible = place == 0
             figure.add_trace(trace)
-    n = result.sizes["expert"]
+    n = int(result["exists"].values[chosen].sum(axis=1).max(initial=1))  # as wide as the widest layer drawn
     square(figure, n, n, "other expert", "expert", reach)
     if len(chosen) > 1:
         figure.update_layout(updatemenus=[menu([f"layer {known[index]}" for index in chosen], groups, 0)], margin_t=72)

@@ -99,7 +99,9 @@ def _sorted(result: xr.Dataset) -> list[go.Scatter]:
 
 
 def _by_layer(result: xr.Dataset) -> list[go.Scatter]:
-    layers = result["layer"].values
+    layers = np.array(layer_names(result), dtype=object)
+    if all(name.isdigit() for name in layers):  # layers without experts keep their place
+        layers = layers.astype(int)
     value = result["absmax"].values
     row, expert = np.nonzero(~np.isnan(value))
     named = result["super"].values[row, expert]

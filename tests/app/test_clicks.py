@@ -12,7 +12,9 @@ from moescope.analysis.cards import parsed
 from moescope.app.book import PAGES
 from moescope.app.drawing import _sent
 from moescope.app.place import Place, parse
-from moescope.app.views import FigureView
+from moescope.app.tables import definitions
+from moescope.app.views import FigureView, to_expert
+from moescope.errors import MoescopeError
 from tests.analysis.made_stores import random_truth, write
 from tests.app.made_desk import drawn, made_desk, words
 
@@ -51,8 +53,9 @@ def points(figure: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
                 yield trace, {"curveNumber": number, "x": x, "y": y, "z": trace.z[row][column]}
             continue
         for index in range(len(trace.y)):
-            base = trace.base[index] if trace.type == "bar" and trace.base is not None else 0
-            point = {"curveNumber": number, "x": trace.x[index] + base, "y": trace.y[index], "pointNumber": index}
+            based = trace.type == "bar" and trace.base is not None  # a bar's place is where it ends
+            x = trace.base[index] + trace.x[index] if based else trace.x[index]
+            point = {"curveNumber": number, "x": x, "y": trace.y[index], "pointNumber": index}
             yield trace, point | ({} if carried is None else {"customdata": carried[index]})
 
 
@@ -145,3 +148,35 @@ def test_an_expert_of_a_router_is_found_by_its_name():
     assert parsed("L003-mlpE7") == ("L003-mlp", 7)
     assert parsed("L003bE7") == ("L003b", 7)
     assert parsed("l3e7") == (3, 7)
+
+
+def test_tables_say_which_router_only_where_numbers_do_not(desk):
+    for page, name in (
+        ("outliers", "maxima"),
+        ("specialisation", "cells"),
+        ("compare", "shifts"),
+        ("expert", "experts"),
+    ):
+        view = next(view for view in PAGES[page].views if view.name == name)
+        frame = drawn(desk, view, Place(page, "two", other="other"))
+        assert "site" in [column["field"] for column in definitions(view, frame)]
+        alone = frame[frame["layer"] == 4]
+        assert "site" not in [column["field"] for column in definitions(view, alone)]
+        there = {
+            to_expert(Place(page, "two"), {"x": row["expert"], "y": row["site"]}) for row in frame.to_dict("records")
+        }
+        assert {(place.layer, place.expert) for place in there} == EVERY
+
+
+def test_figures_tell_two_routers_of_a_layer_apart(desk):
+    of = {view.name: view for page in PAGES.values() for view in page.views}
+    dots = next(trace for trace in drawn(desk, of["super"], Place("outliers", "two")).data if trace.name == "expert")
+    assert list(dict.fromkeys(dots.x)) == NAMES
+    together = drawn(desk, of["together"], Place("flow", "two", layer="L002-mlp"))
+    assert together.layout.xaxis.range == (-0.5, 2.5)  # its 3 experts, though other layers have more
+
+
+def test_a_placement_that_cannot_be_says_what_can(desk):
+    view = next(view for view in PAGES["flow"].views if view.name == "plans")
+    with pytest.raises(MoescopeError, match=r"\(3, 5, 6\): `moescope analyze placement --uneven`"):
+        drawn(desk, view, Place("flow", "two"))
