@@ -6,7 +6,7 @@ from typing import Any
 
 import dash_mantine_components as dmc
 import numpy as np
-from dash import Dash, Input, Output, State, dcc, html, no_update
+from dash import MATCH, Dash, Input, Output, State, dcc, html, no_update
 
 from moescope import analysis, figures
 from moescope.app import recipes
@@ -37,15 +37,14 @@ def draw(scene: Scene) -> Any:
     asked, job = run(scene)
     return html.Div(
         [
-            dcc.Store(id="lab-run", data=job.id),
-            dcc.Store(id="lab-seen"),
-            dcc.Interval(id="lab-clock", interval=200, disabled=job.over),
+            dcc.Store(id=_part("seen", job.id), data=[]),
+            dcc.Interval(id=_part("clock", job.id), interval=200, max_intervals=0 if job.over else 1),
             html.Div(
                 [
-                    html.Div(_progress(job), id="lab-progress", role="status"),
+                    html.Div(_progress(job), id=_part("progress", job.id), role="status"),
                     dmc.Button(
                         "Cancel",
-                        id="lab-cancel",
+                        id=_part("cancel", job.id),
                         size="compact-xs",
                         variant="default",
                         n_clicks=0,
@@ -55,9 +54,14 @@ def draw(scene: Scene) -> Any:
                 className="lab-progress",
             ),
             html.P(_asked(asked), className="dim"),
-            html.Div(_columns(asked, job), id="lab-columns", className="answers"),
+            html.Div(_columns(asked, job), id=_part("columns", job.id), className="answers"),
         ]
     )
+
+
+def _part(kind: str, run: Any) -> dict[str, Any]:
+    """The id of a part of one generation's panel: a late answer about another generation finds no such part."""
+    return {"type": f"lab-{kind}", "run": run}
 
 
 def _asked(asked: Question) -> str:
@@ -71,28 +75,31 @@ def register(app: Dash, desk: Desk) -> None:
     """Adds the callbacks."""
 
     @app.callback(
-        Output("lab-progress", "children"),
-        Output("lab-columns", "children"),
-        Output("lab-clock", "disabled"),
-        Output("lab-cancel", "style"),
-        Output("lab-seen", "data"),
-        Input("lab-clock", "n_intervals"),
-        Input("lab-cancel", "n_clicks"),
-        State("lab-run", "data"),
-        State("lab-seen", "data"),
+        Output(_part("progress", MATCH), "children"),
+        Output(_part("columns", MATCH), "children"),
+        Output(_part("clock", MATCH), "max_intervals"),
+        Output(_part("cancel", MATCH), "style"),
+        Output(_part("seen", MATCH), "data"),
+        Input(_part("clock", MATCH), "n_intervals"),
+        Input(_part("cancel", MATCH), "n_clicks"),
+        State(_part("clock", MATCH), "id"),
+        State(_part("seen", MATCH), "data"),
         prevent_initial_call=True,
     )
     def _polled(ticks: Any, cancels: Any, name: Any, seen: Any) -> Any:
-        if name not in desk.bench.runs:
+        if name["run"] not in desk.bench.runs:
             return no_update
-        asked, job = desk.bench.runs[name]
+        asked, job = desk.bench.runs[name["run"]]
         if cancels and not job.over:
             job.cancel()
         over = job.over  # asked first: what is shown then is the end
+        # Once more, and not before this is answered (see `drawing.once_more`): on a busy machine an answer takes longer
+        # than a tick, and a clock that ran on would never see one.
+        clock = 0 if over else (ticks or 0) + 1
         now = [over, job.state, job.what, job.done, sum(map(len, (job.partial or {}).values()))]
         if now == seen:
-            return no_update
-        return _progress(job), _columns(asked, job), over, {"display": "none"} if over else {}, now
+            return no_update, no_update, clock, no_update, no_update
+        return _progress(job), _columns(asked, job), clock, {"display": "none"} if over else {}, now
 
 
 def run(scene: Scene) -> tuple[Question, Job]:

@@ -55,7 +55,7 @@ def draw(scene: Scene) -> Any:
                 closeButtonProps=cast("Any", named("Close")),
             ),
             dcc.Store(id="write-job"),
-            dcc.Interval(id="write-clock", interval=500, disabled=True),
+            dcc.Interval(id="write-clock", interval=500, max_intervals=0),
             dmc.Button("Cancel", id="write-cancel", size="compact-xs", variant="default", n_clicks=0, style=_HIDDEN),
         ],
         className="checkpoint",
@@ -69,17 +69,18 @@ def register(app: Dash, desk: Desk) -> None:
         Output("write-modal", "opened"),
         Output("write-words", "children"),
         Output("write-job", "data"),
-        Output("write-clock", "disabled", allow_duplicate=True),
+        Output("write-clock", "max_intervals", allow_duplicate=True),
         Output("write-said", "children", allow_duplicate=True),
         Input("write-ask", "n_clicks"),
         Input("write-go", "n_clicks"),
         Input("write-no", "n_clicks"),
         State("write-name", "value"),
         State("write-near", "checked"),
+        State("write-clock", "n_intervals"),
         State("place", "data"),
         prevent_initial_call=True,
     )
-    def _asked(ask: Any, go: Any, no: Any, name: Any, near: Any, place: Any) -> Any:
+    def _asked(ask: Any, go: Any, no: Any, name: Any, near: Any, ticks: Any, place: Any) -> Any:
         if not place or place.get("trouble") or not ctx.triggered[0]["value"]:
             return no_update
         if ctx.triggered_id == "write-no":
@@ -91,11 +92,11 @@ def register(app: Dash, desk: Desk) -> None:
             job = begun(desk, here, str(name or ""), bool(near))
         except MoescopeError as error:
             return False, no_update, no_update, no_update, note(desk.shelf.without_root(str(error)), trouble=True)
-        return False, no_update, job.id, False, _told(desk, job)
+        return False, no_update, job.id, (ticks or 0) + 1, _told(desk, job)
 
     @app.callback(
         Output("write-said", "children"),
-        Output("write-clock", "disabled"),
+        Output("write-clock", "max_intervals"),
         Output("write-cancel", "style"),
         Input("write-clock", "n_intervals"),
         Input("write-cancel", "n_clicks"),
@@ -105,11 +106,12 @@ def register(app: Dash, desk: Desk) -> None:
     def _polled(ticks: Any, cancels: Any, name: Any) -> Any:
         job = desk.jobs.get(name)
         if job is None:
-            return no_update, True, _HIDDEN
+            return no_update, 0, _HIDDEN
         if ctx.triggered_id == "write-cancel" and cancels:
             job.cancel()
         over = job.over
-        return _told(desk, job), over, _HIDDEN if over else _SHOWN
+        # Asks once more, and not before this is answered: see `labanswers`.
+        return _told(desk, job), 0 if over else (ticks or 0) + 1, _HIDDEN if over else _SHOWN
 
 
 def words(desk: Desk, here: Place, name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 
 from moescope.app import controls, recipes
 from moescope.app.aria import named
@@ -73,7 +73,7 @@ def draw(scene: Scene) -> Any:
                 className="lab-row",
             ),
             dcc.Store(id="lab-go"),
-            dcc.Interval(id="lab-watch", interval=1500),
+            dcc.Interval(id="lab-watch", interval=1500, max_intervals=1),
         ],
         className="lab-form",
     )
@@ -110,21 +110,18 @@ def register(app: Dash, desk: Desk) -> None:
             return no_update, note(str(error), trouble=True)
 
     @app.callback(
-        Output("lab-said", "children"),
-        Input("lab-watch", "n_intervals"),
+        Output("lab-watch", "n_intervals"),
         Input("lab-load", "n_clicks"),
         Input("lab-unload", "n_clicks"),
+        State("lab-watch", "n_intervals"),
         State("place", "data"),
-        State("lab-said", "children"),
+        prevent_initial_call=True,
     )
-    def _said(ticks: Any, load: Any, unload: Any, place: Any, before: Any) -> Any:
-        from dash import ctx
-
+    def _pressed(load: Any, unload: Any, ticks: Any, place: Any) -> Any:
         if not place or place.get("trouble") or not place.get("store"):
             return no_update
-        scene = desk.scene(parse(place["href"])[0])
         if ctx.triggered_id == "lab-load" and load:
-            chosen = choice(scene)  # what may not be loaded is refused aloud
+            chosen = choice(desk.scene(parse(place["href"])[0]))  # what may not be loaded is refused aloud
             desk.bench.started = desk.jobs.start(
                 f"loading {chosen.name}", lambda job: desk.bench.load(job, chosen), free=True
             )
@@ -133,11 +130,24 @@ def register(app: Dash, desk: Desk) -> None:
                 desk.bench.loading.cancel()
             else:
                 desk.jobs.start("unloading", desk.bench.unload, free=True)
+        return (ticks or 0) + 1  # at once, and not at the next tick
+
+    @app.callback(
+        Output("lab-said", "children"),
+        Output("lab-watch", "max_intervals"),
+        Input("lab-watch", "n_intervals"),
+        State("place", "data"),
+        State("lab-said", "children"),
+    )
+    def _said(ticks: Any, place: Any, before: Any) -> Any:
+        more = (ticks or 0) + 1  # once more, and not before this is answered: see `labanswers`
+        if not place or place.get("trouble") or not place.get("store"):
+            return no_update, more
         try:
-            words = said(scene)
+            words = said(desk.scene(parse(place["href"])[0]))
         except MoescopeError as error:
             words = str(error)
-        return no_update if words == before else words
+        return no_update if words == before else words, more
 
 
 def choices(scene: Scene) -> dict[str, Choice]:
