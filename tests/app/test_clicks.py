@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from plotly.io.json import to_json_plotly
 
 from moescope.analysis.cards import parsed
+from moescope.app import drawing
 from moescope.app.book import PAGES
-from moescope.app.drawing import _sent
 from moescope.app.place import Place, parse
 from moescope.app.tables import definitions
 from moescope.app.views import FigureView, to_expert
@@ -39,9 +41,11 @@ def desk(tmp_path_factory):
     return made_desk(root)
 
 
-def points(figure: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+def points(desk, view, place: Place) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Every point that the browser could tell of, as dash tells it: maps carry no details of a cell with a click."""
-    for number, (trace, sent) in enumerate(zip(figure.data, _sent(figure)["data"], strict=True)):
+    figure = drawn(desk, view, place)
+    travelled = json.loads(to_json_plotly(drawing.sent(view, desk.scene(place), figure)))["data"]
+    for number, (trace, sent) in enumerate(zip(figure.data, travelled, strict=True)):
         if trace.hoverinfo == "skip" or trace.type == "sankey":
             continue
         carried = sent.get("customdata")
@@ -62,7 +66,7 @@ def points(figure: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
 def followed(desk, view, place: Place) -> list[Place]:
     """Where all clicks on a figure lead, each through its address; that there is what each selects."""
     found = []
-    for _, point in points(drawn(desk, view, place)):
+    for _, point in points(desk, view, place):
         there = view.click(place, point) if view.click else view.pick(desk.scene(place), point)
         if there is None:
             continue
@@ -122,7 +126,7 @@ def test_the_pair_of_a_bar_is_the_pair_of_layers_it_names(desk):
 
 def test_what_is_not_there_answers_to_no_click(desk):
     grid = next(view for view in PAGES["overview"].views if view.name == "grid")
-    missing = [point for trace, point in points(drawn(desk, grid, Place("overview", "two")))
+    missing = [point for trace, point in points(desk, grid, Place("overview", "two"))
                if trace.name == "no such expert"]  # fmt: skip
     assert missing
     assert [grid.click(Place("overview", "two"), point) for point in missing] == [None] * len(missing)

@@ -203,7 +203,7 @@ def test_points_travel_as_lists(desk):
     assert any(isinstance(trace.customdata, np.ndarray) for trace in figure.data)
     for trace, part in zip(figure.data, sent, strict=True):
         if trace.customdata is not None:
-            np.testing.assert_allclose(part["customdata"], trace.customdata.astype(float))
+            assert part["customdata"] == json.loads(to_json_plotly(trace.customdata.tolist()))
 
 
 def test_what_follows_no_selection_is_told_whatever_is_selected(desk):
