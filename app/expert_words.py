@@ -109,7 +109,7 @@ def found_of(finding: Finding, scene: Scene) -> Any:
     head = [html.Span(finding.headline)] if expert is None else [to(expert, finding.headline)]
     return html.Article(
         [
-            html.Div([_sign(finding), html.Div(head)], className="finding-head"),
+            html.Div([sign(finding), html.Div(head)], className="finding-head"),
             html.Div(finding.detail, className="dim"),
         ],
         className="panel finding",
@@ -121,11 +121,11 @@ def listed(findings: Sequence[Finding], details: bool = True) -> Any:
     rows = []
     for finding in findings:
         words = [html.Div(finding.headline), html.Div(finding.detail, className="dim")]
-        rows.append(html.Li([_sign(finding), html.Div(words)]))
+        rows.append(html.Li([sign(finding), html.Div(words)]))
     return html.Ul(rows, className="finding-list" + ("" if details else " short"))
 
 
-def _sign(finding: Finding) -> Any:
+def sign(finding: Finding) -> Any:
     """Whether it stands, also for those who do not see the sign."""
     kind = {True: "stands", False: "falls", None: "untested"}[finding.holds]
     return html.Span(

@@ -221,8 +221,8 @@ def _frame(here: Place) -> str:
     return " ".join(kind for kind, holds in kinds.items() if holds)
 
 
-def _choices(scene: Scene) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {"slice": list(slicing.slices(scene.place))}
+def _choices(scene: Scene) -> dict[str, Any]:
+    found: dict[str, Any] = {"slice": list(slicing.slices(scene.place))}
     found["against"] = [f"slice:{name}" for name in found["slice"]]
     if scene.by is not None:
         found["label"] = label_values(scene)

@@ -31,6 +31,7 @@ class Place:
         store: the store's name, its path below the folder.
         layer: the layer as figures name it: "12", or a site key where a layer has two routers.
         expert: expert id in that layer.
+        pin: an expert by its name, "L3E7", beside which the selected one is shown.
         by, label: the label column, and one of its values.
         phase: "prefill" or "decode"; None for both.
         slices: named sets of documents, `name~column:value,value` or `name~documents:3-9,12`, joined by "|".
@@ -79,6 +80,7 @@ class Place:
     store: str | None = None
     layer: str | None = None
     expert: int | None = None
+    pin: str | None = None
     by: str | None = None
     label: str | None = None
     phase: str | None = None
@@ -192,6 +194,14 @@ class Place:
             return None
         return f"{_layer_in_path(self.layer)}E{self.expert}"
 
+    @property
+    def pinned(self) -> Place | None:
+        """The same place with the pinned expert selected; None if none is pinned."""
+        if self.pin is None:
+            return None
+        layer, _, expert = self.pin.rpartition("E")
+        return self.go(layer=_layer(layer), expert=int(expert))
+
 
 def parse(href: str) -> tuple[Place, tuple[str, ...]]:
     """A URL as a place, and what of it could not be read, in words."""
@@ -286,6 +296,10 @@ def _value(name: str, kind: str, text: str) -> Any:
         return None
     if name in ("layer", "neighbour"):
         return _layer(text)
+    if name == "pin":
+        match = re.fullmatch(r"(L[A-Za-z0-9_-]+)E(\d{1,6})", text, re.ASCII)
+        layer = None if match is None else _layer(match[1])
+        return None if match is None or layer is None else f"{_layer_in_path(layer)}E{int(match[2])}"
     if kind.startswith("int"):
         return int(text) if re.fullmatch(r"\d{1,15}", text) else None
     if kind.startswith("float"):

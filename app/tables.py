@@ -97,6 +97,8 @@ def definitions(view: TableView, frame: pd.DataFrame) -> list[dict[str, Any]]:
             "headerName": heading,
             "filter": "agNumberColumnFilter" if number else "agTextColumnFilter",
         }
+        if name == "site":
+            column["minWidth"] = 124  # "L003-self_attention" is told from "L003-mlp"
         if number:
             column["type"] = "rightAligned"
             if view.columns is None and pd.api.types.is_float_dtype(frame[name]):

@@ -31,6 +31,7 @@ class View:
         width: of twelve columns.
         controls: what chooses what this panel alone shows, in its heading, each from a scene (`moescope.app.controls`).
         needs: fields of the place without which there is nothing to show: the panel is not there until they are chosen.
+        fits: whether there is something to show at a place that has all that; None: always.
     """
 
     name: str
@@ -40,6 +41,7 @@ class View:
     width: int = 12
     controls: tuple[Callable[[Scene], Any], ...] = ()
     needs: tuple[str, ...] = ()
+    fits: Callable[[Place], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ class Page:
         views: its panels in reading order; rows fill twelve columns.
         controls: what it needs beside the common controls, each from a scene (`moescope.app.controls`).
         register: adds callbacks of its own: (dash app, desk).
-        choices: what there is to choose from in its own controls, by field, where that changes with the place.
+        choices: what there is to choose from in its own controls, by field, where that changes with the place: values,
+            or [value, shown text].
     """
 
     name: str
@@ -124,14 +127,16 @@ class Page:
     views: tuple[View, ...]
     controls: tuple[Callable[[Scene], Any], ...] = ()
     register: Callable[[Any, Any], None] | None = None
-    choices: Callable[[Scene], dict[str, list[str]]] | None = None
+    choices: Callable[[Scene], dict[str, Any]] | None = None
 
     def shown(self, place: Place) -> list[View]:
-        """The panels that are there: not those that `?hide=` names, nor those that need what is not chosen."""
+        """The panels that are there: not those that `?hide=` names, nor those with nothing to show."""
         return [
             view
             for view in self.views
-            if view.name not in place.hide and all(getattr(place, name) is not None for name in view.needs)
+            if view.name not in place.hide
+            and all(getattr(place, name) is not None for name in view.needs)
+            and (view.fits is None or view.fits(place))
         ]
 
 

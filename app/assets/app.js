@@ -66,7 +66,7 @@ window.dash_clientside = window.dash_clientside || {};
     choices: function (place, id, now) {
       const found = place && place.choices && place.choices[id.field];
       if (!found) return same();
-      const data = found.map((value) => ({ value: String(value), label: String(value) }));
+      const data = found.map((one) => (Array.isArray(one) ? one : [one, one])).map(([value, label]) => ({ value: String(value), label: String(label) }));
       return JSON.stringify(data) === JSON.stringify(now) ? same() : data;
     },
     refill: function (columns, id) {

@@ -16,7 +16,7 @@ from moescope.analysis.counts import labelling
 from moescope.analysis.effect_summary import effect_finding
 from moescope.analysis.labelled import table
 from moescope.analysis.summary import Finding
-from moescope.app import causes
+from moescope.app import beside, causes
 from moescope.app.aria import named
 from moescope.app.expert_words import atlas_of, listed, result_of, results_of_expert, visible, where_of
 from moescope.app.links import goes, to
@@ -25,6 +25,7 @@ from moescope.app.scene import Scene
 from moescope.app.steps import stepped
 from moescope.app.views import BlockView, FigureView, Page, Partial, TableView
 from moescope.errors import MoescopeError
+from moescope.figures.beside import READ as READ_BESIDE
 from moescope.figures.preferences import READ as READ_LABELS
 from moescope.store import Store
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SELECTED = ("layer", "expert")
+_PAIR = (*_SELECTED, "pin")
 _FILTERS = ("by", "label", "phase", "slices", "slice")
 _STRETCHES, _WINDOW, _TOKENS = 6, 48, 60
 
@@ -49,6 +51,7 @@ def _head(scene: Scene) -> Any:
         _step(scene, "next-expert", "→", "Next expert (j)"),
         _step(scene, "previous-layer", "↑", "Same expert, previous layer (K)"),
         _step(scene, "next-layer", "↓", "Same expert, next layer (J)"),
+        beside.pin(scene),
     ]
     tells = (
         ("load", expert_summary.work_finding),
@@ -231,7 +234,30 @@ EXPERT = Page(
     title="Expert",
     question="What does this expert do, and what does it answer to?",
     views=(
-        BlockView(name="expert-head", title="The expert", how="", reads=(*_SELECTED, *_FILTERS), draw=_head, bare=True),
+        BlockView(name="expert-head", title="The expert", how="", reads=(*_PAIR, *_FILTERS), draw=_head, bare=True),
+        FigureView(
+            name="beside-labels",
+            title="Both and the labels",
+            how=READ_BESIDE.replace("first expert's", "selected expert's").replace("second one's", "pinned one's")
+            + " j and k walk on while the pinned one stays.",
+            reads=(*_PAIR, *_FILTERS),
+            width=6,
+            needs=_PAIR,
+            fits=beside.two,
+            draw=beside.labels,
+        ),
+        BlockView(
+            name="beside-known",
+            title="Beside the pinned expert",
+            how="A filled circle: the line stands against its null, an empty one: it does not; the numbers are on the "
+            "expert's own page, and under the pointer. That one stands and the other does not is no test of their "
+            "difference.",
+            reads=(*_PAIR, *_FILTERS),
+            width=6,
+            needs=_PAIR,
+            fits=beside.two,
+            draw=beside.known,
+        ),
         FigureView(
             name="expert-labels",
             title="What it prefers",

@@ -242,14 +242,18 @@ def _method(scene: Scene) -> Any:
 
 def _per_node(scene: Scene) -> Any:
     return controls.select(
-        "nodes", "Devices per node", [(n, n) for n in _nodes(scene)], width=116, placeholder="one node"
+        "nodes",
+        "Devices per node",
+        [(value, shown) for value, shown in _nodes(scene)],
+        width=116,
+        placeholder="one node",
     )
 
 
-def _nodes(scene: Scene) -> list[str]:
+def _nodes(scene: Scene) -> list[list[str]]:
     """Sizes of nodes into which the devices divide, but for one node of all."""
     total = _given(scene.place.devices, _fitting(scene)[1])
-    return [str(n) for n in range(1, min(total, 65)) if total % n == 0]
+    return [[str(n), f"{n} a node"] for n in range(1, min(total, 65)) if total % n == 0]
 
 
 def _redundant(scene: Scene) -> Any:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moescope.figures.atlases import atlas
     from moescope.figures.attributing import attribution
     from moescope.figures.balances import balance
+    from moescope.figures.beside import experts_beside
     from moescope.figures.bit_budget import bits
     from moescope.figures.caching import caches, offload
     from moescope.figures.coactive import coactivation
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "expert_labels": "preferences",
+    "experts_beside": "beside",
     "answers_apart": "apart",
     "balance": "balances",
     "layer_expert_grid": "grids",
@@ -151,6 +153,7 @@ __all__ = [
     "expert_groups",
     "expert_labels",
     "expert_map",
+    "experts_beside",
     "fluctuation",
     "gate_map",
     "gate_similarity",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from plotly.io.json import to_json_plotly
 
+from moescope import analysis
 from moescope.analysis.cards import parsed
 from moescope.app import drawing
 from moescope.app.book import PAGES
@@ -184,3 +185,30 @@ def test_a_placement_that_cannot_be_says_what_can(desk):
     view = next(view for view in PAGES["flow"].views if view.name == "plans")
     with pytest.raises(MoescopeError, match=r"\(3, 5, 6\): `moescope analyze placement --uneven`"):
         drawn(desk, view, Place("flow", "two"))
+
+
+def test_an_expert_stands_beside_a_pinned_one(desk):
+    of = {view.name: view for view in PAGES["expert"].views}
+    here = Place("expert", "two", layer="L002-mlp", expert=1)
+    assert not {"beside-labels", "beside-known"} & {view.name for view in PAGES["expert"].shown(here)}
+    assert "pin=L002-mlpE1" in str(drawn(desk, of["expert-head"], here))
+    pinned = here.go(pin="L4E2")
+    assert {"beside-labels", "beside-known"} <= {view.name for view in PAGES["expert"].shown(pinned)}
+    found = analysis.npmi(desk.shelf.open("two").store, by="domain")
+    marks = [trace for trace in drawn(desk, of["beside-labels"], pinned).data if trace.name != "chance"]
+    assert [trace.name for trace in marks] == ["L002-mlpE1", "L4E2"]
+    for trace, (row, expert) in zip(marks, ((1, 1), (2, 2)), strict=True):
+        by_label = dict(zip(trace.text, trace.x, strict=True))
+        for label in ("law", "code"):
+            assert by_label[label] == float(found["npmi"].sel(label=label)[row, expert])
+    assert marks[0].text[-1] == "law"  # at the top what the first prefers more than the second
+    table = drawn(desk, of["beside-known"], pinned)
+    for place in (here, here.go(layer="4", expert=2)):
+        for line in drawn(desk, of["expert-found"], place).children[:5]:
+            assert words(line.children[1].children[0]) in words(table)
+    assert "/store/two/L4/E2?pin=L002-mlpE1" in str(table)  # the two exchanged
+    alone = here.go(pin="L002-mlpE1")  # beside itself: the heading says what to do
+    assert not {"beside-labels", "beside-known"} & {view.name for view in PAGES["expert"].shown(alone)}
+    assert "Select another" in words(drawn(desk, of["expert-head"], alone))
+    with pytest.raises(MoescopeError, match="there is no 99"):
+        drawn(desk, of["beside-labels"], here.go(pin="L4E99"))

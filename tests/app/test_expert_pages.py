@@ -109,7 +109,7 @@ def test_panels_of_an_expert_come_with_it():
     page = book.PAGES["expert"]
     none = [view.name for view in page.shown(Place("expert", "made"))]
     assert none == ["expert-head", "experts"]
-    assert len(page.shown(Place("expert", "made", layer="4", expert=0))) == len(page.views)
+    assert len(page.shown(Place("expert", "made", layer="4", expert=0, pin="L4E1"))) == len(page.views)
     assert "experts" not in [view.name for view in page.shown(Place("expert", "made", hide=("experts",)))]
 
 

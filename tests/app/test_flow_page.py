@@ -122,7 +122,9 @@ def test_nodes_are_offered_that_the_devices_divide_into(tmp_path):
     desk = made_desk(tmp_path)
 
     def offered(query):
-        return FLOW.choices(desk.scene(parse(f"/store/wide/flow{query}")[0]))["nodes"]
+        found = FLOW.choices(desk.scene(parse(f"/store/wide/flow{query}")[0]))["nodes"]
+        assert all(shown == f"{value} a node" for value, shown in found)
+        return [value for value, _ in found]
 
     assert offered("") == ["1", "2"]  # of 4
     assert offered("?devices=12") == ["1", "2", "3", "4", "6"]

@@ -19,9 +19,17 @@ _LAYER = st.one_of(st.integers(0, 99_999).map(str), st.just("L012-attention"), s
 _NUMBER = st.integers(0, 10**14)
 
 
+def _written(layer: str) -> str:
+    return f"L{layer}" if layer.isdigit() else layer
+
+
 def _strategy(name: str, kind: str) -> st.SearchStrategy:
     if name in ("layer", "neighbour"):
         return st.one_of(st.none(), _LAYER)
+    if name == "pin":
+        return st.one_of(
+            st.none(), st.builds(lambda layer, n: f"{layer}E{n}", _LAYER.map(_written), st.integers(0, 10**5))
+        )
     if name in ALLOWED:
         return st.sampled_from([None, *ALLOWED[name]])
     if kind.startswith("int"):
@@ -83,6 +91,9 @@ def test_nonsense_leads_somewhere(text):
         ("/store/demo?value=share", "'value' as 'share'"),
         ("/store/demo/specialisation?measure=reap", "'measure' as 'reap'"),
         ("/store/demo/specialisation?kinds=load", "'kinds' as 'load'"),
+        ("/store/demo?pin=3", "'pin' as '3'"),
+        ("/store/demo?pin=L3E", "'pin' as 'L3E'"),
+        ("/store/demo?pin=../xE3", "'pin' as '../xE3'"),
         ("/store/demo/L1/E2?expert=3", "'expert' twice"),
         (f"/store/demo?find={'x' * 9000}", "'find' as"),
         ("http://[", "could not be read"),
@@ -160,3 +171,12 @@ def test_a_switch_sets_a_field_of_its_own_page_and_offers_what_the_address_allow
                 assert set(offered) == set(ALLOWED[field])
     assert {"value", "measure", "kinds", "definition", "bands", "method"} <= set(used)
     assert {field: pages for field, pages in used.items() if len(pages) > 1} == {}
+
+
+def test_a_pinned_expert_stays_while_others_are_selected():
+    here = Place("expert", "demo", layer="3", expert=7, pin="L3E7")
+    assert parse("/store/demo/L4/E1?pin=L003E07")[0] == here.go(layer="4", expert=1)
+    assert here.go(layer="4", expert=1).pinned == here
+    assert Place("expert", "demo", pin="L002-mlpE3").pinned.expert_name == "L002-mlpE3"
+    assert here.go(store="other").pin is None
+    assert Place("expert", "demo").pinned is None

@@ -58,7 +58,7 @@ def desk(shelf):
 def test_a_view_follows_what_it_is_drawn_from(desk, page, view):
     whole = Place(
         page, "demo", layer="2", expert=3, by="domain", label="python", slices="a~domain:python,facts", slice="a",
-        doc=1, token=4, other="masked",
+        doc=1, token=4, other="masked", pin="L1E2",
     )  # fmt: skip
     asked: set[str] = set()
     for place in (whole, replace(whole, expert=None, layer=None, label=None, slice=None, token=None)):
