@@ -117,7 +117,9 @@ def common(scene: Scene) -> list[Any]:
         first = store.labels[0]
         found.append(select("by", "Label", [(name, name) for name in store.labels], first, width=104))
         found.append(select("label", "Value", [], width=116, placeholder="all"))
-    found.append(select("phase", "Phase", [("prefill", "prefill"), ("decode", "decode")], width=88, placeholder="both"))
+    found.append(
+        select("phase", "Phase", [("prefill", "prefill"), ("decode", "decode")], width=104, placeholder="both")
+    )
     found.append(select("slice", "Slice", [], width=104, placeholder="all"))
     return found
 

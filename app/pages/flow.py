@@ -257,15 +257,15 @@ def _nodes(scene: Scene) -> list[list[str]]:
 
 
 def _redundant(scene: Scene) -> Any:
-    return controls.slider("group", "Replicas a layer (EPLB)", 0, 0, 16)
+    return controls.slider("group", "Replicas a layer (EPLB)", 0, 0, 16, width=124)
 
 
 def _inside(scene: Scene) -> Any:
-    return controls.slider("bandwidth", "GB/s in a node", _INSIDE, 10, 900)
+    return controls.slider("bandwidth", "GB/s in a node", _INSIDE, 10, 900, width=116)
 
 
 def _outside(scene: Scene) -> Any:
-    return controls.slider("node_bandwidth", "GB/s between nodes", _OUTSIDE, 5, 400)
+    return controls.slider("node_bandwidth", "GB/s between nodes", _OUTSIDE, 5, 400, width=116)
 
 
 def _time(scene: Scene) -> Any:

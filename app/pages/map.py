@@ -181,7 +181,7 @@ def _near(scene: Scene) -> Any:
 def _gate(scene: Scene) -> Any:
     """Where the map by router rows is."""
     words = (
-        "A third way to be alike is by router rows: which hidden states call an expert. They are the model's weights, "
+        "Another way to be alike is by router rows: which hidden states call an expert. They are the model's weights, "
         "which a store does not keep; the command line reads the model:"
     )
     return html.Div(

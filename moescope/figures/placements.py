@@ -74,7 +74,7 @@ def placement(result: xr.Dataset) -> go.Figure:
         figure.add_trace(trace, row=1, col=2)
     if timed:
         figure.add_trace(_times(result), row=1, col=3)
-        figure.update_xaxes(title_text="µs", rangemode="tozero", nticks=5, row=1, col=3)
+        figure.update_xaxes(title_text="µs", rangemode="tozero", nticks=4, exponentformat="none", row=1, col=3)
     lines = [(float(result["expected_random"]), GREY)]
     lines += [(float(result["bound_per_step"]), ORANGE)] if float(result["bound_per_step"]) > 0 else []
     for value, colour in lines:

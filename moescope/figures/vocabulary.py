@@ -42,7 +42,7 @@ def vocabulary_specialisation(result: xr.Dataset, strongest: int = 20) -> go.Fig
         subplot_titles=[
             "<b>Share of the favourite expert</b><br><span style='font-size:11px'>"
             f"{tokens:,} tokens of at least {result.attrs['least']} occurrences</span>",
-            f"<b>Settled most{_beyond(result)}</b><br>"
+            f"<b>Settled most{_beyond(result, strongest)}</b><br>"
             "<span style='font-size:11px'>layer, token, favourite expert</span>",
         ],
     )
@@ -64,10 +64,13 @@ def vocabulary_specialisation(result: xr.Dataset, strongest: int = 20) -> go.Fig
     return figure
 
 
-def _beyond(result: xr.Dataset) -> str:
-    """Whether any of the tokens passes what chance reaches once in a hundred."""
-    beyond = result["share"].values > result["null_p99"].values
-    return ", beyond chance" if beyond.any() else "; none beyond chance"
+def _beyond(result: xr.Dataset, strongest: int) -> str:
+    """How many of the tokens listed pass what chance reaches once in a hundred."""
+    beyond = (result["share"].values > result["null_p99"].values).sum()
+    listed = min(strongest, int(np.isfinite(result["share"].values - result["null_p99"].values).sum()))
+    return (
+        ", beyond chance" if beyond >= listed else f"; {beyond:,} beyond chance" if beyond else "; none beyond chance"
+    )
 
 
 def _boxes(result: xr.Dataset, layers: list[str]) -> list[Any]:
