@@ -178,11 +178,11 @@ def _row(place: Place, row: dict[str, Any]) -> Place | None:
 
 def _with(scene: Scene) -> Any:
     names = [name for name in scene.desk.shelf.names() if name != scene.opened.name]
-    return controls.select("other", "With store", [(name, name) for name in names], width=142, placeholder="none")
+    return controls.select("other", "With store", [(name, name) for name in names], width=128, placeholder="none")
 
 
 def _against(scene: Scene) -> Any:
-    return controls.select("against", "Against", [], width=132, placeholder="all others")
+    return controls.select("against", "Against", [], width=122, placeholder="all others")
 
 
 COMPARE = Page(

@@ -13,7 +13,7 @@ import xarray as xr
 from moescope.errors import MoescopeError
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
 from moescope.figures.specialisation import standing
-from moescope.figures.theme import GREY, colour_bar, plain, row_height, template
+from moescope.figures.theme import GREY, colour_bar, plain, row_height, shortened, template
 
 LEVEL = 0.05
 """False discovery rate at which a preference is drawn as one, as in the atlas."""
@@ -134,6 +134,8 @@ def layer_expert_grid(
         raise MoescopeError(f"This result has no {value!r} by expert to draw; it has {', '.join(offered) or 'none'}.")
     cells, words = _cells(result, value)
     measure, exists = MEASURES[value], result["exists"].values.astype(bool)
+    if "label" in result[value].dims and result.sizes["label"] == 1:
+        measure = replace(measure, title=f"nPMI with {plain(shortened(result['label'].values[0], 24))}")
     if measure.scale == "layer" and f"layer_{value}" not in result:
         measure = replace(measure, scale="plain")
     height = row_height(result.sizes["layer"]) * result.sizes["layer"]

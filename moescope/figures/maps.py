@@ -61,6 +61,7 @@ def expert_map(
     about = np.stack([names[row], expert.astype(object), held[row, expert]], axis=-1)
     size = 10 if row.size < 300 else 7 if row.size < 2000 else 5
     common: dict[str, Any] = {"mode": "markers"}
+    bar: dict[str, Any] = {}
     traces = []
     faint = ~np.isnan(x) & ~shown
     if faint.any():
@@ -90,7 +91,7 @@ def expert_map(
             )  # fmt: skip
     else:
         told = "" if values is None else f"<br>{name}: %{{customdata[2]:.4~g}}"
-        colour = held[row, expert].astype(float)
+        colour, bar = _scaled(held[row, expert].astype(float)) if values is not None else _depths(result, row)
         unknown = np.isnan(colour)
         for mine, marker in (
             (unknown, {"color": GREY, "opacity": 0.4}),
@@ -110,10 +111,10 @@ def expert_map(
     said = [f"{without} experts have no features and no place" if without else ""]
     if only is not None:
         said.insert(0, f"{row.size} of {int((~np.isnan(x)).sum())} experts in colour")
-    bar: dict[str, Any] = {"nticks": 8} if values is not None else {"tickvals": _spread(result["layer"].values)}
     figure = _figure(result, traces, name, bar, "; ".join(part for part in [*said, note] if part))
-    if values is None:  # as depth is coloured elsewhere; one layer has no depth
-        figure.update_layout(coloraxis={"colorscale": DEPTH, "showscale": result.sizes["layer"] > 1})
+    if values is None:  # as depth is coloured elsewhere, whichever layers are shown; one layer has no depth
+        ends = {"cmin": layers.min(), "cmax": layers.max(), "showscale": result.sizes["layer"] > 1}
+        figure.update_layout(coloraxis={"colorscale": DEPTH} | ends)
     figure.update_layout(
         meta={"points": [str(layer) for layer in names]},
         showlegend=held.dtype == object,
@@ -145,9 +146,8 @@ def token_map(result: xr.Dataset, named: int = 40, layer: str | int | None = Non
     points = np.stack([result["x"].values, result["y"].values], axis=-1)
     frequent = _apart(points, np.argsort(-count, kind="stable"), named)
     if layer is None:
-        name, colour, extra = "occurrences", np.log10(count), np.zeros(count.size)
-        ticks = _round_counts(count)
-        bar: dict[str, Any] = {"tickvals": np.log10(ticks), "ticktext": [f"{tick:,.0f}" for tick in ticks]}
+        name, extra = "occurrences", np.zeros(count.size)
+        colour, bar = _logged(count)
         told = ""
     else:
         names = layer_names(result)
@@ -200,22 +200,31 @@ def _printed(text: str) -> str:
     return plain(text).replace("&quot;", '"').replace("&#x27;", "'")
 
 
-def _round_counts(count: np.ndarray) -> np.ndarray:
-    """Round numbers between the least and the largest count, for a logarithmic scale; these two where there is none."""
-    low, high = float(count.min()), float(count.max())
+def _scaled(values: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """(what colours stand for, their bar): logarithms where positive numbers reach over a decade and more."""
+    known = values[np.isfinite(values)]
+    wide = known.size and known.min() > 0 and known.max() >= 10 * known.min()
+    return _logged(values) if wide else (values, {"nticks": 8})
+
+
+def _logged(values: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """The same on a logarithmic scale, with ticks at round numbers between the ends, or at the ends."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    for steps in ((1,), (1, 2, 5)):
-        ticks = np.array([step * 10.0**decade for decade in decades for step in steps])
-        ticks = ticks[(ticks >= low) & (ticks <= high)]
-        if ticks.size > 1:
-            return ticks
-    return np.unique([low, high])
+    ticks = np.unique([low, high])
+    for steps in ((1, 2, 5), (1,)):
+        found = np.array([step * 10.0**decade for decade in decades for step in steps])
+        found = found[(found >= low) & (found <= high)]
+        ticks = found if found.size > 1 else ticks
+        if ticks.size <= 8:
+            break
+    return np.log10(values), {"tickvals": np.log10(ticks), "ticktext": [f"{tick:,.4g}" for tick in ticks]}
 
 
-def _spread(layers: np.ndarray, most: int = 12) -> np.ndarray:
-    """Layer numbers to write beside a scale."""
-    numbers = np.unique(layers)
-    return numbers[:: max(1, -(-numbers.size // most))]
+def _depths(result: xr.Dataset, row: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Layer numbers, at most a dozen of them written beside the scale."""
+    numbers = np.unique(result["layer"].values)
+    return result["layer"].values[row].astype(float), {"tickvals": numbers[:: max(1, -(-numbers.size // 12))]}
 
 
 def _fitted(values: xr.DataArray, result: xr.Dataset) -> np.ndarray:

@@ -26,7 +26,8 @@ READ_SIMULATED = (
     "Above, left: the share of steps from one MoE layer to the next at which a held-out token changes device; the ring "
     "is the same on the tokens the method was fitted to, whiskers are 95 % limits. No placement gets below the orange "
     "line; random ones stand at the grey one. Beside it: fair shares of the busiest device, averaged over layers (bar) "
-    "and in the worst layer (tick); and the time per token by the bandwidths. Below: which device holds which expert."
+    "and in the worst layer (tick); and the time per token by the bandwidths. Below: which device holds which expert; "
+    "a gap is an expert with replicas on several devices."
 )
 """How to read the figure of any simulation."""
 TIME = "; and the time per token that both cost, by the bandwidths and latencies that were given"
@@ -66,7 +67,7 @@ def placement(result: xr.Dataset) -> go.Figure:
         shared_yaxes=True,
         subplot_titles=["steps at which a token changes device", "busiest device"]
         + ["time per token"] * timed
-        + ["device of each expert"],
+        + ["device of each expert" + "; blank: replicas on several" * _replicated(result)],
     )
     for trace in _crossings(result):
         figure.add_trace(trace, row=1, col=1)
@@ -193,6 +194,10 @@ def _map(part: xr.Dataset, name: str, visible: bool) -> go.Heatmap:
         name=name,
         hovertemplate="layer %{y}, expert %{x}<br><b>device %{z:.0f}</b>, replicas: %{customdata}<extra></extra>",
     )
+
+
+def _replicated(result: xr.Dataset) -> bool:
+    return bool((result["home"].isnull() & result["exists"]).any())
 
 
 def _shown(result: xr.Dataset) -> list[str]:

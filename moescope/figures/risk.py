@@ -86,7 +86,7 @@ def risk_difference(result: xr.Dataset, level: float = 0.05, strongest: int = 10
         coloraxis={
             "cmin": -reach,
             "cmax": reach,
-            "colorbar": colour_bar(height - 150) | {"x": 0.5, "xanchor": "left", "tickformat": "+.2f", "nticks": 7},
+            "colorbar": colour_bar(height - 150) | {"x": 0.5, "xanchor": "left", "tickformat": "+.3~g", "nticks": 7},
         },
     )
     align_titles(figure, 2)
