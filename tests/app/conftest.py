@@ -7,8 +7,10 @@ import json
 import shutil
 import threading
 
+import numpy as np
 import pytest
 
+from tests.analysis.made_stores import random_truth, write
 from tests.app.visiting import BROWSER, Visitor
 
 collect_documents = 16  # of each domain: enough for every panel to have something to say, captured in seconds
@@ -25,7 +27,11 @@ def small_corpus() -> list[dict]:
 
 @pytest.fixture(scope="session")
 def shelf(tmp_path_factory):
-    """A folder with: `demo` (every tier, loss and sinks), `masked` (the same texts under an edit), `broken`."""
+    """A folder with: `demo` (every tier, loss and sinks), `masked` (the same texts under an edit), `broken`.
+
+    And of unusual shape: `decoded` (generated tokens), `twins` (two routers to a layer), `plain` (no label, one layer
+    of its own width).
+    """
     import moescope as ms
     from moescope.capturing import TIERS
     from moescope.hooks.aliases import BUNDLED
@@ -36,6 +42,13 @@ def shelf(tmp_path_factory):
     ms.capture(model, ms.Corpus(texts, labels=["domain"]), root / "demo", TIERS, loss=True, sinks=True)
     with model.edited(ms.Recipe([ms.Mask(layer=3, expert=7)])):
         ms.capture(model, ms.Corpus(texts, labels=["domain"]), root / "masked", ["routing"])
+    going_on = ms.Corpus(texts[::16], labels=["domain"])
+    ms.capture(model, going_on, root / "decoded", ["routing"], max_length=32, generate={"max_new_tokens": 12})
+    rng, domain = np.random.default_rng(5), ["code", "math", "prose"] * 8
+    keys = [f"L{layer:03d}-{side}" for layer in range(2) for side in ("encoder", "decoder")]
+    twins = random_truth(rng, len(domain), [8] * 4, [2, 1] * 2)
+    write(root / "twins", twins, [8] * 4, {"domain": domain}, layers=[0, 0, 1, 1], keys=keys)
+    write(root / "plain", random_truth(rng, 24, [4, 24], [1, 3]), [4, 24], {})
     shutil.copytree(root / "masked", root / "broken")
     part = next((root / "broken" / "shards").glob("*/routing.parquet"))
     part.write_bytes(part.read_bytes()[:-9])

@@ -272,6 +272,46 @@ def test_a_store_grows_while_it_is_viewed(visitor, shelf, tmp_path):
         shutil.rmtree(growing)
 
 
+_UNUSUAL = {
+    "decoded": ("overview", "expert"),
+    "twins": ("overview", "expert", "text", "specialisation", "flow", "outliers"),
+    "plain": ("overview", "text", "specialisation", "flow"),
+}
+
+
+@pytest.mark.parametrize("store", _UNUSUAL)
+def test_stores_of_unusual_shape_fill_their_pages(visitor, store):
+    """Generated tokens, two routers to a layer, no label and layers of unequal width."""
+    layer = "L001-encoder" if store == "twins" else "1"
+    for name in _UNUSUAL[store]:
+        hidden = ("said", "placement", "plans") if name == "flow" else ()  # solvers take their seconds
+        visitor.go(Place(name, store, layer=layer, expert=3, hide=hidden).href)
+        assert not visitor.overflow(), name
+        if store == "twins":
+            assert layer in visitor.page.inner_text("main"), name
+    visitor.well()
+
+
+def test_generated_tokens_are_underlined_in_both_themes(visitor):
+    visitor.go("/store/decoded/text?layer=1&expert=3")
+    for _ in ("light", "dark"):
+        lines = visitor.page.evaluate(
+            """() => [...document.querySelectorAll('.tokens .token')].map((token) => {
+              const { borderBottomWidth, borderBottomColor, backgroundClip } = getComputedStyle(token);
+              return [token.classList.contains('decode'), borderBottomWidth, borderBottomColor, backgroundClip];
+            })"""
+        )
+        ground = visitor.page.evaluate("() => getComputedStyle(document.querySelector('.panel')).backgroundColor")
+        assert {one[1] for one in lines if not one[0]} == {"0px"}
+        assert {one[1] for one in lines if one[0]} == {"2px"}
+        # The line stands on the page, in a colour of its own, whatever the token's.
+        assert {one[3] for one in lines if one[0]} == {"padding-box"}
+        assert ground not in {one[2] for one in lines if one[0]}
+        visitor.page.keyboard.press("t")
+        visitor.settle()
+    visitor.well()
+
+
 @pytest.mark.parametrize("name", [page for page in PAGES if page != "lab"])
 def test_hostile_texts_labels_and_names_are_only_text(visitor, shelf, name):
     hostile_store(shelf / "hostile")
