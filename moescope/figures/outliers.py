@@ -54,6 +54,8 @@ def super_experts(result: xr.Dataset) -> go.Figure:
     figure.update_xaxes(title_text="rank", row=1, col=1)
     step = -(-(int(np.ptp(result["layer"].values)) + 1) // 16)
     figure.update_xaxes(title_text="layer", showgrid=False, tick0=0, dtick=step, row=1, col=2)
+    if not _numbered(result):
+        figure.update_xaxes(type="category", row=1, col=2)
     figure.update_yaxes(type="log", dtick=1, tickformat="~g", row=1)
     figure.update_yaxes(showticklabels=True, row=1, col=2)
     figure.update_yaxes(title_text="largest |output|", row=1, col=1)
@@ -98,10 +100,13 @@ def _sorted(result: xr.Dataset) -> list[go.Scatter]:
     return traces
 
 
+def _numbered(result: xr.Dataset) -> bool:
+    """Whether layers go by number: those without experts then keep their place on the axis."""
+    return all(name.isdigit() for name in layer_names(result))
+
+
 def _by_layer(result: xr.Dataset) -> list[go.Scatter]:
-    layers = np.array(layer_names(result), dtype=object)
-    if all(name.isdigit() for name in layers):  # layers without experts keep their place
-        layers = layers.astype(int)
+    layers = result["layer"].values if _numbered(result) else np.array(layer_names(result), dtype=object)
     value = result["absmax"].values
     row, expert = np.nonzero(~np.isnan(value))
     named = result["super"].values[row, expert]
