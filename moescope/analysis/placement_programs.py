@@ -9,14 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array, csr_array, vstack
+from scipy.sparse import coo_array, csr_array
 
+from moescope.analysis.integer_programs import INFEASIBLE, Solved, solve
 from moescope.analysis.placing import Counts, Plan, align, crossings, local_search, room, step_bound, widths_of
 from moescope.analysis.replication import pack
+from moescope.analysis.watching import counted
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -28,7 +29,6 @@ CLOSE = 1e-3
 """Relative distance from its bound at which a layer's load counts as even: tokens vary by more from text to text."""
 
 OPTIMAL, LIMIT, LARGE = "optimal", "time limit", "not started: too large"
-INFEASIBLE = 2  # scipy.optimize.milp's status
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def exflow(counts: Counts, devices: int, uneven: bool = False, seed: int = 0, ti
     if answer.status == INFEASIBLE:
         # Nothing beats the local search by one token (or, for weights, by a millionth).
         return Solution(plan, reached, max(bound, min(better_than + whole, reached)), OPTIMAL, _since(begun))
-    if answer.mip_dual_bound is not None and np.isfinite(answer.mip_dual_bound):
-        lowest = answer.mip_dual_bound - 1e-6 * reached
+    if answer.bound is not None:
+        lowest = answer.bound - 1e-6 * reached
         bound = max(bound, min(np.ceil(lowest) if whole else lowest, reached))
     if answer.x is None:
         return Solution(plan, reached, bound, LIMIT, _since(begun))
@@ -134,7 +134,7 @@ def moetuner(
     widths_of(counts)
     tables = [np.asarray(table, dtype=np.float64) for table in counts]
     solved = []
-    for index, load in enumerate(loads):
+    for index, load in counted("layers", list(enumerate(loads))):
         left = max(time_limit - _since(begun), 0.0) / (len(loads) - index)
         solved.append(balanced_clusters(np.asarray(load, dtype=np.float64), devices, uneven, left))
     plan = align(tables, [layer.plan[0] for layer in solved], devices)
@@ -180,21 +180,19 @@ def balanced_clusters(
     )
     upper = np.append(ones, reached * (1 - CLOSE / 10))
     upper[:n][(np.argsort(np.argsort(-load, kind="stable"))[expert] < place)] = 0  # clusters named by heaviest expert
-    answer = milp(
+    answer = solve(
         np.append(np.zeros(n), 1.0),
-        constraints=[
-            LinearConstraint(csr_array(once), 1, 1),
-            LinearConstraint(csr_array(held), fewest, most),
-            LinearConstraint(csr_array(over), -np.inf, 0),
-        ],
+        [(csr_array(once), 1, 1), (csr_array(held), fewest, most), (csr_array(over), -np.inf, 0)],
         integrality=np.append(ones, 0),
-        bounds=_bounds(np.append(np.zeros(n), bound), upper),
-        options={"time_limit": max(time_limit - _since(begun), 0.01), "mip_rel_gap": CLOSE},
+        lower=np.append(np.zeros(n), bound),
+        upper=upper,
+        time_limit=max(time_limit - _since(begun), 0.01),
+        gap=CLOSE,
     )
     if answer.status == INFEASIBLE:
         return Solution([plan], reached, max(bound, reached * (1 - CLOSE / 10)), OPTIMAL, _since(begun))
-    if answer.mip_dual_bound is not None and np.isfinite(answer.mip_dual_bound):
-        bound = max(bound, min(float(answer.mip_dual_bound) * (1 - 1e-6), reached))
+    if answer.bound is not None:
+        bound = max(bound, min(answer.bound * (1 - 1e-6), reached))
     if answer.x is None:
         return Solution([plan], reached, bound, LIMIT, _since(begun))
     found = answer.x[:n].reshape(load.size, devices).argmax(axis=1)
@@ -232,7 +230,7 @@ class _Program:
         self.y_start = self.x_start[-1] + np.cumsum([0, *(cost.size * devices for cost in self.cost)])
         self.size = int(self.y_start[-1])
 
-    def solve(self, better_than: float, time_limit: float):
+    def solve(self, better_than: float, time_limit: float) -> Solved:
         """Runs HiGHS for a plan with at most `better_than` crossings."""
         cost = np.zeros(self.size)
         cost[self.x_start[-1] :] = np.concatenate([np.repeat(value, self.devices) for value in self.cost])
@@ -243,14 +241,7 @@ class _Program:
         integrality[: self.x_start[-1]] = 1
         rows = [*self._assignment(), *self._crossing(), *self._companions(), *self._order()]
         rows.append((csr_array(cost[None, :]), [-np.inf], [better_than]))
-        matrix, low, high = zip(*rows, strict=True)
-        return milp(
-            cost,
-            constraints=_between(vstack(matrix, format="csr"), np.concatenate(low), np.concatenate(high)),
-            integrality=integrality,
-            bounds=_bounds(np.zeros(self.size), upper),
-            options={"time_limit": time_limit, "mip_rel_gap": 0.0},
-        )
+        return solve(cost, rows, integrality, np.zeros(self.size), upper, time_limit, gap=0.0)
 
     def plan(self, x: Float[np.ndarray, " variable"]) -> Plan:
         """The devices of a solution."""
@@ -318,13 +309,3 @@ class _Program:
 
 def _since(begun: float) -> float:
     return time.perf_counter() - begun
-
-
-def _bounds(low: Any, high: Any) -> Bounds:
-    """Bounds by variable, which scipy takes and its types do not say."""
-    return Bounds(low, high)
-
-
-def _between(matrix: Any, low: Any, high: Any) -> LinearConstraint:
-    """Constraints by row, which scipy takes and its types do not say."""
-    return LinearConstraint(matrix, low, high)

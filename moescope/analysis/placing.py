@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from moescope.analysis.watching import counted
+from moescope.analysis.watching import counted, look
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ def refine(counts: Counts, plan: Plan, devices: int, uneven: bool = False, deadl
     current = [layer.copy() for layer in plan]
     best = crossings(counts, current).sum()
     while True:
+        look()
         trial = [layer.copy() for layer in current]
         for layer in [*range(len(trial)), *reversed(range(len(trial) - 1))]:
             if time.perf_counter() > deadline:

@@ -22,6 +22,7 @@ or a short one inside a step of a long one, and a part may come more than once."
 T = TypeVar("T")
 
 _WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+_TOLD: ContextVar[tuple[str, int, int]] = ContextVar("told", default=("", 0, 0))
 
 
 @contextmanager
@@ -61,4 +62,17 @@ def report(what: str, done: int, total: int) -> None:
     """Tells who watches, if anybody does."""
     watcher = _WATCHER.get()
     if watcher is not None:
+        _TOLD.set((what, done, total))
         watcher(what, done, total)
+
+
+def look() -> None:
+    """Tells who watches the same as last time: a long step can be stopped here."""
+    watcher = _WATCHER.get()
+    if watcher is not None:
+        watcher(*_TOLD.get())
+
+
+def is_watched() -> bool:
+    """Whether somebody may want to stop this."""
+    return _WATCHER.get() is not None
