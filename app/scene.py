@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,9 +16,12 @@ from moescope.app.bench import Bench
 from moescope.app.jobs import Jobs
 from moescope.app.place import Place
 from moescope.app.shelf import Opened, Shelf
-from moescope.errors import MoescopeError
+from moescope.errors import CancelledError, MoescopeError
 from moescope.store import Store
 from moescope.store.manifest import SiteRecord
+
+ECHO = 10.0
+"""Seconds in which all panels that waited for a cancelled question have asked once more."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Desk:
         models: models that the lab may load besides those of the stores (named on the command line).
         trust_remote_code: whether the command line allowed a model's own code.
         bench: the lab's model and what it generated.
+        stopped: question -> when it was found to have been cancelled; the last ones.
     """
 
     shelf: Shelf
@@ -38,6 +43,7 @@ class Desk:
     models: tuple[str, ...] = ()
     trust_remote_code: bool = False
     bench: Bench = field(default_factory=Bench)
+    stopped: dict[Hashable, float] = field(default_factory=dict)
 
     def scene(self, place: Place, dark: bool = False, patience: float = PATIENCE) -> Scene:
         """The place with its store opened.
@@ -85,14 +91,30 @@ class Scene:
         asked = analysis.ANALYSES[question]
         stores = (self.store, *(other.store for other in others))
         key = (question, self.opened.version, *(other.version for other in others), _frozen(parameters))
-        return self.desk.answers.ask(key, asked.help, lambda: asked.run(*stores, **parameters), self._or(patience))
+        return self._answer(key, asked.help, lambda: asked.run(*stores, **parameters), patience)
 
     def compute(self, key: Hashable, title: str, work: Callable[[], Any], patience: float | None = None) -> Any:
         """The result of any other function on this store; `key` says which and with what parameters."""
-        return self.desk.answers.ask((key, self.opened.version), title, work, self._or(patience))
+        return self._answer((key, self.opened.version), title, work, patience)
 
-    def _or(self, patience: float | None) -> float:
-        return self.patience if patience is None else patience
+    def _answer(self, key: Hashable, title: str, work: Callable[[], Any], patience: float | None) -> Any:
+        """The answer. What a person has cancelled is cancelled for every panel that waited for it.
+
+        Panels that wait ask again by themselves, without patience: the next of them would begin it anew.
+        """
+        stopped = self.desk.stopped
+        if self.patience > 0:
+            stopped.pop(key, None)  # somebody came, or pressed "Try again"
+        elif time.monotonic() - stopped.get(key, -ECHO) < ECHO:
+            raise CancelledError("Cancelled.")
+        try:
+            return self.desk.answers.ask(key, title, work, self.patience if patience is None else patience)
+        except CancelledError:
+            now = time.monotonic()
+            for old in [known for known, then in list(stopped.items()) if now - then >= ECHO]:
+                stopped.pop(old, None)
+            stopped[key] = now
+            raise
 
     @property
     def by(self) -> str | None:
