@@ -230,7 +230,8 @@ def said(scene: Scene) -> str:
     chosen, model = bench.held
     size = f"{model.n_parameters / 1e6:,.1f}M" if model.n_parameters < 1e9 else f"{model.n_parameters / 1e9:,.1f}B"
     words = f"{chosen.name} is in memory: {size} parameters, {str(model.hf.dtype).removeprefix('torch.')} on "
-    words += f"{model.device}; {_beside(scene, model)}."
+    room = "" if model.max_positions is None else f", {model.max_positions:,} positions for prompt and answer"
+    words += f"{model.device}{room}; {_beside(scene, model)}."
     return words if chosen == choice(scene) else f"{words} Generate replaces it by the chosen one."
 
 

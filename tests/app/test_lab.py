@@ -271,7 +271,26 @@ def test_a_recipe_that_the_model_refuses_is_one_sentence(desk, model):
     assert not model.edits
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_prompt_without_room_for_its_answer_is_refused_and_not_run_past_the_models_positions(desk, model, chat):
+    template = model.tokenizer.chat_template
+    model.tokenizer.chat_template = "{{ messages[0].content }}"
+    try:
+        room = model.max_positions - len(model.tokenizer(PROMPT, add_special_tokens=not chat)["input_ids"])
+        for new, state in ((room + 1, "failed"), (room, "done")):
+            if new == room and chat:
+                continue  # as the text does, and it takes a while
+            job = desk.bench.runs[labform.begun(desk, HERE.go(recipe=None, new=new, chat=chat)).run][1]
+            assert job.wait(60)
+            assert job.state == state, job.error
+            if state == "failed":
+                assert f"made for {model.max_positions} positions" in job.error
+    finally:
+        model.tokenizer.chat_template = template
+
+
 def test_words_about_the_model(desk, model):
+    assert f"{model.max_positions} positions for prompt and answer" in labform.said(desk.scene(HERE))
     assert f"{MODEL} is in memory: 4.4M parameters, float32 on cpu" in labform.said(desk.scene(HERE))
     assert "another model" in labform.said(desk.scene(HERE))  # the made store has another configuration
     assert "replaces it" in labform.said(desk.scene(HERE.go(model="olmoe")))
