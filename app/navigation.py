@@ -217,7 +217,8 @@ def alarmed(error: Exception) -> None:
 
 def _frame(here: Place) -> str:
     """Classes of the whole page."""
-    kinds = {"embedded": here.embed, "sliced": here.slice is not None, "phased": here.phase is not None}
+    kinds = {"embedded": here.embed}
+    kinds |= {f"of-{field}": getattr(here, field) is not None for field in ("slice", "phase", "label")}
     return " ".join(kind for kind, holds in kinds.items() if holds)
 
 

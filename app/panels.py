@@ -158,16 +158,22 @@ def _head(view: View, scene: Scene) -> Any:
         tools.append(dmc.Button("CSV", size="compact-xs", variant="subtle", color="gray", **_act("csv", view)))
         tools.append(dmc.Button("Parquet", size="compact-xs", variant="subtle", color="gray", **_act("parquet", view)))
     tools.append(_tool("Fill the window (Escape leaves)", "⤢", **_act("full", view)))
-    if "slice" not in view.reads and scene.place.page != "lab":
-        words = "Not of the slice: this panel counts all documents, or none"
-        tools.insert(0, html.Span("not sliced", className="unsliced badge", title=words))
-    if not {"phase", "doc"} & set(view.reads) and scene.place.page != "lab":  # a document is shown as it stands
-        words = "Not of the phase: this panel counts prefill and decode together, or no tokens"
-        tools.insert(0, html.Span("both phases", className="unphased badge", title=words))
+    for field, badge, words in _UNHEEDED if scene.place.page != "lab" else ():
+        # A document is shown as it stands, whatever phase or value is selected.
+        if field not in view.reads and (field == "slice" or "doc" not in view.reads):
+            tools.insert(0, html.Span(badge, className=f"un{field} badge", title=words))
     heading: list[Any] = [dmc.Title(view.title, order=2, size="h5", id=f"title-{view.name}")]
     if view.controls:
         heading.append(html.Div([control(scene) for control in view.controls], className="panel-controls"))
     return html.Header([*heading, dmc.Group(tools, gap=2, className="panel-tools")], className="panel-head")
+
+
+_UNHEEDED = (
+    ("slice", "not sliced", "Not of the slice: this panel counts all documents, or none"),
+    ("phase", "both phases", "Not of the phase: this panel counts prefill and decode together, or no tokens"),
+    ("label", "all values", "Not of the selected value: this panel counts the documents of all values, or none"),
+)
+"""Of the selection, what a panel may not follow: (field, badge, why); the badge is seen while something is selected."""
 
 
 def _tool(label: str, sign: str, **more: Any) -> Any:

@@ -246,5 +246,8 @@ def test_the_expert_page_follows_the_phase_or_says_that_it_does_not(desk):
     said = {view.name for view in page.views if "both phases" in words(panels.panel(view, scene))}
     assert said >= {"expert-links", "experts"}
     assert not said & {"expert-labels", "expert-found", "expert-tokens", "expert-contexts"}
-    assert "phased" in navigation._frame(place.go(phase="decode"))
-    assert "phased" not in navigation._frame(place)
+    assert navigation._frame(place.go(phase="decode")) == "of-phase"
+    assert navigation._frame(place.go(label="a", slices="s~domain:a", slice="s")) == "of-slice of-label"
+    assert navigation._frame(place) == ""
+    every = {view.name for view in page.views if "all values" in words(panels.panel(view, scene))}
+    assert every == {"expert-tokens", "expert-links", "experts"}
