@@ -120,7 +120,7 @@ def listed(findings: Sequence[Finding], details: bool = True) -> Any:
     """Findings on one expert, one under the other."""
     rows = []
     for finding in findings:
-        words = [html.Div(finding.headline), html.Div(finding.detail, className="dim")]
+        words = [html.Div(finding.headline), html.Div(worded(finding.detail), className="dim")]
         rows.append(html.Li([sign(finding), html.Div(words)]))
     return html.Ul(rows, className="finding-list" + ("" if details else " short"))
 
@@ -141,6 +141,11 @@ def _expert_of(finding: Finding, scene: Scene) -> Place | None:
     if expert is None or site not in keys:
         return None
     return scene.place.go(page="expert", layer=scene.layers[keys.index(site)], expert=int(expert), full=None)
+
+
+def worded(text: str) -> list[Any]:
+    """Words with what stands between backticks as code."""
+    return [html.Code(part) if place % 2 else part for place, part in enumerate(text.split("`"))]
 
 
 def visible(text: str) -> str:

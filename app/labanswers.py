@@ -13,6 +13,7 @@ from moescope.app import recipes
 from moescope.app.answers import Pending
 from moescope.app.aria import named
 from moescope.app.bench import Answers, Question
+from moescope.app.expert_words import visible
 from moescope.app.jobs import Job
 from moescope.app.scene import Desk, Scene
 from moescope.app.tokens import spoken
@@ -143,7 +144,8 @@ def moved(scene: Scene) -> Any:
 def tokens(scene: Scene) -> Any:
     """Every token of every answer, with both probabilities."""
     frame = analysis.table(compared(scene), ["answer", "place"])
-    return frame[frame["plain"].notna()].reset_index(drop=True)
+    seen = {name: [visible(str(text)) for text in frame[name]] for name in ("text", "plain_says", "edited_says")}
+    return frame.assign(**seen)[frame["plain"].notna()].reset_index(drop=True)
 
 
 def shade(change: float) -> str:

@@ -10,6 +10,7 @@ from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 from moescope.app import labform, recipefiles, recipes
 from moescope.app.aria import named
 from moescope.app.bench import new_folder
+from moescope.app.expert_words import worded
 from moescope.app.jobs import Job
 from moescope.app.panels import note
 from moescope.app.place import Place, parse
@@ -24,7 +25,7 @@ def draw(scene: Scene) -> Any:
     words = "A copy of the model's checkpoint with the recipe in its weights, as `moescope apply` writes it."
     return html.Div(
         [
-            html.P(words, className="dim"),
+            html.P(worded(words), className="dim"),
             html.Div(
                 [
                     dmc.TextInput(id="write-name", label="New folder", placeholder="edited-model", size="xs", w=220),

@@ -64,7 +64,13 @@ def attention_sinks(result: xr.Dataset) -> go.Figure:
     else:
         # An empty trace: without one plotly draws neither the axis nor the words.
         figure.add_trace(go.Scatter(x=[None] * len(names), y=names, hoverinfo="skip"), row=1, col=1)
-        words = {"text": "captured without sinks", "x": 0.5, "y": 0.5, "xref": "x domain", "yref": "y domain"}
+        words = {
+            "text": "captured without attention sinks (--sinks)",
+            "x": 0.5,
+            "y": 0.5,
+            "xref": "x domain",
+            "yref": "y domain",
+        }
         figure.add_annotation(words)
         figure.update_xaxes(showticklabels=False, showgrid=False, row=1, col=1)
     places = np.stack([result[name].values for name in ("jump", "token_id", "position", "channel")], axis=-1)
