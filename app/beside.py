@@ -10,6 +10,7 @@ from dash import html
 from moescope import figures
 from moescope.analysis import expert_summary
 from moescope.analysis.summary import Finding
+from moescope.app.aria import SILENT
 from moescope.app.expert_words import result_of, results_of_expert, sign
 from moescope.app.links import to
 from moescope.app.place import Place
@@ -72,10 +73,10 @@ def known(scene: Scene) -> Any:
     head = html.Tr(
         [
             html.Td(""),
-            html.Th([html.Span("● ", className="first"), place.expert_name or ""], scope="col"),
+            html.Th([html.Span("● ", className="first", **SILENT), place.expert_name or ""], scope="col"),
             html.Th(
                 [
-                    html.Span("◆ ", className="second"),
+                    html.Span("◆ ", className="second", **SILENT),
                     to(there, there.expert_name),
                     html.Span(" pinned", className="dim"),
                 ],

@@ -20,7 +20,7 @@ _RULES = {
 }
 _PLACES = {
     name: Place(name, "demo", layer="3", expert=7, other="masked" if name == "compare" else None) for name in PAGES
-}
+} | {"expert": Place("expert", "demo", layer="3", expert=7, pin="L5E2")}
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
