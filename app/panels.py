@@ -155,6 +155,7 @@ def _head(view: View, scene: Scene) -> Any:
     if isinstance(view, FigureView):
         tools.append(_tool("Save as one HTML file", "⤓", **_act("save", view)))
     if isinstance(view, TableView):
+        tools.append(_columns(view))
         tools.append(dmc.Button("CSV", size="compact-xs", variant="subtle", color="gray", **_act("csv", view)))
         tools.append(dmc.Button("Parquet", size="compact-xs", variant="subtle", color="gray", **_act("parquet", view)))
     tools.append(_tool("Fill the window (Escape leaves)", "⤢", **_act("full", view)))
@@ -174,6 +175,16 @@ _UNHEEDED = (
     ("label", "all values", "Not of the selected value: this panel counts the documents of all values, or none"),
 )
 """Of the selection, what a panel may not follow: (field, badge, why); the badge is seen while something is selected."""
+
+
+def _columns(view: TableView) -> Any:
+    """What chooses the table's columns; the page's script fills it when it is opened."""
+    summary = html.Summary("Columns", title="Choose columns", **named(f"Choose columns of {view.title}"))
+    return html.Details(
+        [summary, html.Div(className="how", role="group", **named("Columns"))],
+        className="how-to-read columns",
+        **{"data-columns": view.name},  # pyright: ignore[reportArgumentType]
+    )
 
 
 def _tool(label: str, sign: str, **more: Any) -> Any:

@@ -177,8 +177,8 @@ def _kept(values: Any, rule: dict[str, Any]) -> Any:
     return tests[kind]()
 
 
-def rows_of(view: TableView, scene: Scene, filters: Any, order: Any) -> Any:
-    """What a table shows, for export.
+def rows_of(view: TableView, scene: Scene, filters: Any, order: Any, without: Any = None) -> Any:
+    """What a table shows, for export; `without` the columns that are not chosen.
 
     Raises:
         MoescopeError: the models are none of ag-grid's.
@@ -188,7 +188,8 @@ def rows_of(view: TableView, scene: Scene, filters: Any, order: Any) -> Any:
         frame = arranged(whole, filters, order)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise MoescopeError("The filters or the order of rows in this address cannot be read.") from error
-    names = [name for name in (view.columns or frame.columns) if name in frame]
+    hidden = without if isinstance(without, list) else []
+    names = [name for name in (view.columns or frame.columns) if name in frame and name not in hidden]
     return frame[names]
 
 

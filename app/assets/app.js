@@ -99,6 +99,28 @@ window.dash_clientside = window.dash_clientside || {};
     },
   };
 
+  function table(view) {
+    return window.dash_ag_grid && window.dash_ag_grid.getApi({ type: "grid", of: "table", view });
+  }
+
+  /* The list of a table's columns, made when it is opened: one box each; the last one shown stays. */
+  document.addEventListener("toggle", function (event) {
+    const details = event.target;
+    const view = details.dataset && details.dataset.columns, api = view && details.open && table(view);
+    if (!api) return;
+    const list = details.querySelector(".how");
+    list.replaceChildren(...api.getColumns().map((column) => {
+      const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: column.isVisible() });
+      box.addEventListener("change", () => {
+        if (!box.checked && api.getColumns().filter((one) => one.isVisible()).length === 1) { box.checked = true; return; }
+        api.setColumnsVisible([column.getColId()], box.checked);
+      });
+      const label = document.createElement("label");
+      label.append(box, " " + api.getDisplayNameForColumn(column, null));
+      return label;
+    }));
+  }, true);
+
   /* Buttons of panels: data-act says what, data-view where; anything with data-go is a link within the app. */
   function act(button) {
     const view = button.dataset.view;
@@ -117,13 +139,15 @@ window.dash_clientside = window.dash_clientside || {};
         break;
       case "csv":
       case "parquet": {
-        const api = window.dash_ag_grid && window.dash_ag_grid.getApi({ type: "grid", of: "table", view });
+        const api = table(view);
         const filter = api ? encodeURIComponent(JSON.stringify(api.getFilterModel())) : "";
         const sort = api
           ? encodeURIComponent(JSON.stringify(api.getColumnState().filter((c) => c.sort).sort((a, b) => a.sortIndex - b.sortIndex)
               .map((c) => ({ colId: c.colId, sort: c.sort }))))
           : "";
-        window.location.assign(`/file/${view}.${button.dataset.act}?at=${at}&filter=${filter}&sort=${sort}`);
+        const hidden = api ? api.getColumnState().filter((c) => c.hide).map((c) => c.colId) : [];
+        const without = hidden.length ? "&without=" + encodeURIComponent(JSON.stringify(hidden)) : "";
+        window.location.assign(`/file/${view}.${button.dataset.act}?at=${at}&filter=${filter}&sort=${sort}${without}`);
         break;
       }
     }

@@ -218,7 +218,8 @@ def _logged(values: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         ticks = found if found.size > 1 else ticks
         if ticks.size <= 8:
             break
-    return np.log10(values), {"tickvals": np.log10(ticks), "ticktext": [f"{tick:,.4g}" for tick in ticks]}
+    # From 0 on: numbers of both signs would get the colours of what has a middle.
+    return np.log10(values / low), {"tickvals": np.log10(ticks / low), "ticktext": [f"{tick:,.4g}" for tick in ticks]}
 
 
 def _depths(result: xr.Dataset, row: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:

@@ -212,6 +212,15 @@ def test_a_table_is_exported_as_it_is_shown(visitor):
     with visitor.page.expect_download() as caught:
         visitor.page.locator("[data-act=parquet]").first.click()
     assert len(pd.read_parquet(io.BytesIO(caught.value.path().read_bytes()))) == len(rows)
+    visitor.page.get_by_label("Choose columns of All experts").click()
+    visitor.page.get_by_role("checkbox", name="EAN", exact=True).uncheck()
+    headings = visitor.page.locator("#panel-experts .ag-header-cell-text")
+    assert "EAN" not in headings.all_inner_texts()
+    assert "REAP" in headings.all_inner_texts()
+    visitor.page.locator("body").click(position={"x": 2, "y": 400})
+    with visitor.page.expect_download() as caught:
+        table.click()
+    assert list(pd.read_csv(io.BytesIO(caught.value.path().read_bytes()))) == [name for name in rows if name != "ean"]
     visitor.well()
 
 
