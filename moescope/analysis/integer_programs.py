@@ -11,6 +11,7 @@ import io
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,26 +97,24 @@ def _aside(
     cost: Any, matrix: Any, low: Any, high: Any, integrality: Any, lower: Any, upper: Any, options: dict[str, float]
 ) -> Solved:
     """The same in a process that ends when the watcher says so."""
-    program = io.BytesIO()
-    np.savez(
-        program, cost=cost, data=matrix.data, indices=matrix.indices, indptr=matrix.indptr, shape=matrix.shape,
-        low=low, high=high, integrality=integrality, lower=lower, upper=upper, options=json.dumps(options),
-    )  # fmt: skip
     limit, begun = options["time_limit"], time.monotonic()
-    # -P: what lies in the working directory is not imported.
-    process = subprocess.Popen(
-        [sys.executable, "-P", str(_SCRIPT)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    sent: bytes | None = program.getvalue()
+    with tempfile.TemporaryFile() as program:  # a pipe would have to be fed while the process begins to read
+        np.savez(
+            program, cost=cost, data=matrix.data, indices=matrix.indices, indptr=matrix.indptr, shape=matrix.shape,
+            low=low, high=high, integrality=integrality, lower=lower, upper=upper, options=json.dumps(options),
+        )  # fmt: skip
+        program.seek(0)
+        # -P: what lies in the working directory is not imported.
+        command = [sys.executable, "-P", str(_SCRIPT)]
+        process = subprocess.Popen(command, stdin=program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         while True:
             report("seconds of the solver", min(int(time.monotonic() - begun), int(limit)), int(np.ceil(limit)))
             try:
-                out, err = process.communicate(sent, timeout=LOOK)
+                out, err = process.communicate(timeout=LOOK)
                 break
             except subprocess.TimeoutExpired:
-                sent = None  # what was begun to be sent goes on
+                continue
     finally:
         if process.poll() is None:
             process.kill()

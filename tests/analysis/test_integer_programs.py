@@ -54,6 +54,17 @@ def test_watched_or_not_it_is_the_same_program(processes):
     assert solve(*knapsack(least=12)[0], time_limit=20, gap=0.0).status == INFEASIBLE
 
 
+def test_a_program_larger_than_a_pipe_gets_there_and_back(processes):
+    """Costs of 30,000 variables, each free to be 0 or 1: more than a pipe holds, either way."""
+    n = 30_000
+    cost = np.random.default_rng(0).choice([-1.0, 1.0], n)
+    rows = [(csr_array(np.ones((1, n))), 0, n)]
+    with watched(lambda *step: None):
+        found = solve(cost, rows, np.ones(n), np.zeros(n), np.ones(n), time_limit=60, gap=0.0)
+    assert len(processes) == 1
+    assert np.array_equal(found.x.round(), cost < 0)
+
+
 def test_a_placement_that_nobody_wants_any_more_ends_at_once(processes):
     """Unwatched it would take ten minutes, and pytest with it."""
     counts = [np.random.default_rng(step).integers(0, 200, (16, 16)) for step in range(4)]
