@@ -67,7 +67,7 @@ class Answers:
                 job = self._jobs.start(title, lambda job: gave.append(_watched(job, compute)))
                 self._running[key] = job, gave
             job, gave = self._running[key]
-            self._asked[key] = time.monotonic()
+            self._asked[key] = time.monotonic() + patience  # who waits here is still here
             if job.state == "waiting":
                 self._make_room()
         if not job.wait(patience):
