@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from moescope.app.answers import PATIENCE, Pending
 from moescope.app.panels import note, progress
 from moescope.app.place import parse
 from moescope.app.scene import Desk, Scene
-from moescope.app.views import FigureView, Partial, View
+from moescope.app.views import BlockView, FigureView, Page, Partial, View
 from moescope.errors import CancelledError, MoescopeError
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _HIDDEN = {"display": "none"}
 _SOONEST, _LATEST = 0.2, 1.0  # seconds between two questions of a panel that waits
+_AT_ONCE = 0.04  # seconds that a page may take over the blocks that it comes with
 _MODEBAR = {"bgcolor": "rgba(0,0,0,0)", "color": "#8b919a", "activecolor": "#3f84c9"}
 
 
@@ -51,18 +54,48 @@ def register(app: Dash, desk: Desk) -> None:
         State(graph, "id"),
     )
 
-    @app.callback(Output(graph, "figure"), Output(graph, "style"), *said("figure"), *asked("figure"))
+    @app.callback(
+        Output(graph, "figure"),
+        Output(graph, "style"),
+        *said("figure"),
+        *asked("figure"),
+        prevent_initial_call=True,
+    )
     def _figure(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
         drawn, words = _drawn(book.view(name["view"]), desk, wanted, act, place, theme, job)
         words = once_more(desk, words, ticks)
         return (no_update, _HIDDEN, *words) if drawn is None else (drawn, _shown(drawn), *words)
 
-    @app.callback(Output({"type": "body", "of": "block", "view": MATCH}, "children"), *said("block"), *asked("block"))
+    @app.callback(
+        Output({"type": "body", "of": "block", "view": MATCH}, "children"),
+        *said("block"),
+        *asked("block"),
+        prevent_initial_call=True,
+    )
     def _block(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
         drawn, words = _drawn(book.view(name["view"]), desk, wanted, act, place, theme, job)
-        # Where it was drawn: its links change the place from there, and the place may have moved on since.
-        held = None if drawn is None else html.Div(drawn, **{"data-at": place["href"]})
-        return (held, *once_more(desk, words, ticks))
+        return (None if drawn is None else _placed(drawn, place), *once_more(desk, words, ticks))
+
+
+def at_hand(page: Page, scene: Scene, place: dict[str, Any]) -> dict[str, tuple[Any, list[Any]]]:
+    """The blocks of a page that need no waiting: they come with the page. By view: the components, and their key.
+
+    What is not at hand begins to be computed here. The key is the one that the browser makes of the same place.
+    """
+    found, begun = {}, time.monotonic()
+    for view in page.shown(scene.place):
+        if isinstance(view, BlockView) and not view.themed and time.monotonic() - begun < _AT_ONCE:
+            with suppress(Pending, MoescopeError, OSError, pa.ArrowException):  # its panel will ask, and say why
+                drawn = view.draw(scene)
+                if not isinstance(drawn, Partial):
+                    fields = [place.get(name) for name in ("store", "version", "trouble", *view.reads)]
+                    found[view.name] = (_placed(drawn, place), fields)
+    return found
+
+
+def _placed(drawn: Any, place: dict[str, Any]) -> Any:
+    """With where it was drawn: its links change the place from there, and the place may have moved on since."""
+    return html.Div(drawn, **{"data-at": place["href"]})
 
 
 def _shown(figure: dict[str, Any]) -> dict[str, str]:
@@ -179,12 +212,13 @@ def sent(view: FigureView, scene: Scene, figure: go.Figure, key: Any = None) -> 
     """
     parts = figure.to_plotly_json()
     layout = parts["layout"]
-    layout |= {"uirevision": str(key[1:] if isinstance(key, list) else key), "autosize": True, "modebar": _MODEBAR}
+    layout |= {"uirevision": str(key[:-1] if isinstance(key, list) else key), "autosize": True, "modebar": _MODEBAR}
     traces: Any = figure.data
     if view.marks:
         maps = [(trace.xaxis or "x", trace.yaxis or "y") for trace in traces if trace.type == "heatmap"]
         layout["meta"] = {"marks": scene.layers, "axes": list(dict.fromkeys(maps))}
     for trace, part in zip(traces, parts["data"], strict=True):
         if isinstance(trace.customdata, np.ndarray):
-            part["customdata"] = trace.customdata
+            numbers = trace.customdata.dtype.kind in "biuf"
+            part["customdata"] = trace.customdata if numbers else trace.customdata.tolist()
     return parts

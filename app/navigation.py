@@ -53,7 +53,7 @@ def register(app: Dash, desk: Desk) -> None:
             raise PreventUpdate
         parts = ("page", "store", "trouble", "views", "names") + (() if here.page != "shelf" else ("version",))
         same = before is not None and all(now.get(part) == before.get(part) for part in parts)
-        page = no_update if same else shell.page(desk, here, now.get("trouble"))
+        page = no_update if same else shell.page(desk, here, now)
         names = [{"value": name, "label": name} for name in now["names"]]
         said = [note(line) for line in notes]
         return now, page, shell.menu(here), said, names, here.store, _frame(here)

@@ -23,24 +23,33 @@ def kind_of(view: View) -> str:
     return "figure" if isinstance(view, FigureView) else "table" if isinstance(view, TableView) else "block"
 
 
-def grid_of(page: Page, scene: Scene) -> Any:
-    """The panels of a page that are shown; `?full=` fills the window with one."""
+def grid_of(page: Page, scene: Scene, at_hand: dict[str, tuple[Any, list[Any]]]) -> Any:
+    """The panels of a page that are shown; `?full=` fills the window with one.
+
+    Args:
+        page: which.
+        scene: where we are.
+        at_hand: what is drawn already, by view: the components, and the key of what they show.
+    """
     shown = page.shown(scene.place)
-    columns = [dmc.GridCol(panel(view, scene), span={"base": 12, "md": view.width}) for view in shown]
+    columns = [
+        dmc.GridCol(panel(view, scene, *at_hand.get(view.name, (None, None))), span={"base": 12, "md": view.width})
+        for view in shown
+    ]
     return dmc.Grid(columns, gutter="md")
 
 
-def panel(view: View, scene: Scene) -> Any:
-    """One panel, empty until its callback has drawn it."""
+def panel(view: View, scene: Scene, drawn: Any = None, key: list[Any] | None = None) -> Any:
+    """One panel, empty until its callback has drawn it, unless it is `drawn` already, of what `key` says."""
     if isinstance(view, FigureView):
         body: Any = html.Div(_graph(view), id=part("body", view), className="panel-figure")
     elif isinstance(view, TableView):
         body = html.Div(_table(view), id=part("body", view))
     else:
-        body = html.Div(id=part("body", view), className="panel-block")
+        body = html.Div(drawn, id=part("body", view), className="panel-block")
     state = [
-        dcc.Store(id=part("wanted", view)),
-        dcc.Store(id=part("reads", view), data=list(view.reads)),
+        dcc.Store(id=part("wanted", view), data=key),
+        dcc.Store(id=part("reads", view), data=view.follows),
         dcc.Store(id=part("act", view)),
         dcc.Store(id=part("job", view)),
         dcc.Interval(id=part("tick", view), max_intervals=0),

@@ -7,7 +7,7 @@ from typing import Any, cast
 import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 
-from moescope.app import book, controls, editbar, slicebar, stores
+from moescope.app import book, controls, drawing, editbar, slicebar, stores
 from moescope.app.aria import CURRENT, SILENT, named
 from moescope.app.links import to
 from moescope.app.panels import grid_of, note
@@ -101,8 +101,9 @@ def menu(here: Place) -> Any:
     ]
 
 
-def page(desk: Desk, here: Place, trouble: str | None) -> Any:
-    """One page, its panels still empty; or the stores; or why there is nothing."""
+def page(desk: Desk, here: Place, now: dict[str, Any]) -> Any:
+    """One page, with what is at hand of its panels; or the stores; or why there is nothing."""
+    trouble = now.get("trouble")
     if trouble is not None:
         ways = [to("/", "All stores")]
         if here.store in desk.shelf.names():
@@ -111,7 +112,7 @@ def page(desk: Desk, here: Place, trouble: str | None) -> Any:
     if here.store is None:
         return stores.page(desk)
     shown = book.PAGES[here.page]
-    scene = desk.scene(here)
+    scene = desk.scene(here, patience=0)
     extra = [control(scene) for control in shown.controls]
     return [
         html.Div(
@@ -129,7 +130,7 @@ def page(desk: Desk, here: Place, trouble: str | None) -> Any:
             ],
             className="page-head",
         ),
-        grid_of(shown, scene),
+        grid_of(shown, scene, drawing.at_hand(shown, scene, now)),
     ]
 
 

@@ -29,7 +29,13 @@ def register(app: Dash, desk: Desk) -> None:
     def frame(view: TableView, place: Any) -> pd.DataFrame:
         return view.frame(desk.scene(parse(place["href"])[0], patience=0 if pressed("tick") else PATIENCE))
 
-    @app.callback(Output(one("grid"), "columnDefs"), Output(one("grid"), "style"), *said("table"), *asked("table"))
+    @app.callback(
+        Output(one("grid"), "columnDefs"),
+        Output(one("grid"), "style"),
+        *said("table"),
+        *asked("table"),
+        prevent_initial_call=True,
+    )
     def _columns(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
         view = book.view(name["view"])
         if not isinstance(view, TableView) or not wanted or not place or place.get("trouble"):

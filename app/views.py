@@ -32,6 +32,7 @@ class View:
         controls: what chooses what this panel alone shows, in its heading, each from a scene (`moescope.app.controls`).
         needs: fields of the place without which there is nothing to show: the panel is not there until they are chosen.
         fits: whether there is something to show at a place that has all that; None: always.
+        themed: it is drawn otherwise on a dark page.
     """
 
     name: str
@@ -42,6 +43,12 @@ class View:
     controls: tuple[Callable[[Scene], Any], ...] = ()
     needs: tuple[str, ...] = ()
     fits: Callable[[Place], bool] | None = None
+    themed: bool = False
+
+    @property
+    def follows(self) -> list[str]:
+        """What the browser watches for this panel, besides the store."""
+        return [*self.reads, *(["theme"] if self.themed else [])]
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class FigureView(View):
         marks: the selected expert is marked in it: its first axes are expert and layer.
     """
 
+    themed: bool = True
     draw: Callable[[Scene], go.Figure] = None  # pyright: ignore[reportAssignmentType]
     click: Callable[[Place, dict[str, Any]], Place | None] | None = None
     pick: Callable[[Scene, dict[str, Any]], Place | None] | None = None

@@ -14,10 +14,11 @@ window.dash_clientside = window.dash_clientside || {};
   const layoutChanged = () => window.setTimeout(() => window.dispatchEvent(new Event("resize")), 30);
 
   window.dash_clientside.moescope = {
-    /* The key of what a panel shows: [theme, store, version, fields it reads…]; unchanged, nobody asks the server. */
+    /* The key of what a panel shows: [store, version, trouble, fields it reads…]; unchanged, nobody asks the server. */
     wanted: function (place, theme, reads, before) {
       if (!place) return same();
-      const key = [theme, place.store, place.version, place.trouble, ...(reads || []).map((name) => place[name] ?? null)];
+      const value = (name) => (name === "theme" ? theme : place[name] ?? null);
+      const key = ["store", "version", "trouble", ...(reads || [])].map(value);
       return JSON.stringify(key) === JSON.stringify(before) ? same() : key;
     },
     /* Outlines the selected expert in a map whose x is the expert and whose y is the layer. */

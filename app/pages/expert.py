@@ -279,6 +279,7 @@ EXPERT = Page(
         ),
         BlockView(
             name=causes.NAME,
+            themed=True,
             title="What it causes",
             how=causes.HOW,
             reads=(*_SELECTED, "by", "label", "slices", "slice", "texts"),

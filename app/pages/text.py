@@ -330,6 +330,7 @@ TEXT = Page(
         ),
         BlockView(
             name="text-tokens",
+            themed=True,
             title="Tokens",
             how="Each token in the colour of its value in the chosen layer; point at one to see its experts, click or "
             "press Enter to pin it. Arrows move. Underlined tokens were generated (decode), the rest was read "

@@ -5,6 +5,8 @@ Screenshots go to build/screenshots, to be looked at.
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from moescope.app.book import PAGES
@@ -64,3 +66,20 @@ def test_the_first_screen_says_what_the_model_does_without_a_click(visitor, shel
     )
     assert findings(Store.open(shelf / "demo"))[0].headline in seen
     assert visitor.page.locator(".js-plotly-plot").first.bounding_box()["y"] < 800
+
+
+def test_what_is_at_hand_comes_with_the_page_and_is_not_asked_for_again(visitor):
+    asked = []
+
+    def note(request):
+        if "/_dash-update-component" in request.url:
+            asked.extend(prop for prop in request.post_data_json["changedPropIds"] if '"wanted"' in prop)
+
+    visitor.go("/store/demo")
+    visitor.page.on("request", note)
+    visitor.go("/store/demo")
+    views = {json.loads(prop.rpartition(".")[0])["view"] for prop in asked}
+    assert "grid" in views
+    assert not views & {"facts", "even", "specialised", "outlying"}
+    assert visitor.page.inner_text("#panel-even").strip()
+    visitor.well()

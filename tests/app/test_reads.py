@@ -10,7 +10,7 @@ from moescope.app.answers import Answers, Pending
 from moescope.app.book import PAGES
 from moescope.app.jobs import Jobs
 from moescope.app.place import Place
-from moescope.app.scene import Desk
+from moescope.app.scene import Desk, Scene
 from moescope.app.shelf import Shelf
 from moescope.app.views import TableView
 from moescope.errors import MoescopeError
@@ -44,6 +44,17 @@ class Watched(Place):
         return self.plain().href
 
 
+class Shaded(Scene):
+    """A scene that remembers whether it was asked for the page's colours."""
+
+    asked = False
+
+    def __getattribute__(self, name):
+        if name == "dark":
+            Shaded.asked = True
+        return super().__getattribute__(name)
+
+
 def _views():
     return [pytest.param(name, view, id=view.name) for name, page in PAGES.items() for view in page.views]
 
@@ -61,11 +72,13 @@ def test_a_view_follows_what_it_is_drawn_from(desk, page, view):
         doc=1, token=4, other="masked", pin="L1E2",
     )  # fmt: skip
     asked: set[str] = set()
+    Shaded.asked = False
     for place in (whole, replace(whole, expert=None, layer=None, label=None, slice=None, token=None)):
         watched = Watched(**{field.name: getattr(place, field.name) for field in fields(Place)})
         for _ in range(60):
             try:
                 scene = desk.scene(watched)
+                scene = Shaded(desk, scene.place, scene.opened)
                 view.frame(scene) if isinstance(view, TableView) else view.draw(scene)
                 break
             except Pending as pending:
@@ -75,3 +88,4 @@ def test_a_view_follows_what_it_is_drawn_from(desk, page, view):
         asked |= watched.__dict__.get("asked", set())
     missed = asked - _ALWAYS - set(view.reads) - _BY_THE_BROWSER.get(view.name, set())
     assert not missed, f"{view.name} must also read {missed}"
+    assert view.themed or not Shaded.asked, f"{view.name} is drawn otherwise on a dark page"
