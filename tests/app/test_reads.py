@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields, replace
 
 import pytest
@@ -50,7 +51,7 @@ class Shaded(Scene):
     asked = False
 
     def __getattribute__(self, name):
-        if name == "dark":
+        if name == "dark" and sys._getframe(1).f_globals["__name__"] != "dataclasses":  # replace() copies every field
             Shaded.asked = True
         return super().__getattribute__(name)
 
