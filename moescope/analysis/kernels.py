@@ -74,6 +74,22 @@ def list_pairs(count, group, expert, value):
 
 
 @kernel
+def add_pairs(group, expert, value, label, total):
+    """Adds each pair's value to `total[expert, label]`, in the order of the pairs.
+
+    Args:
+        group, expert: [pair] int.
+        value: [pair] int or float64.
+        label: [group] int; negative to leave the group out, as are groups beyond its end.
+        total: [expert, label] float64, added to in place.
+    """
+    for pair in range(group.shape[0]):
+        g = group[pair]
+        if 0 <= g < label.shape[0] and label[g] >= 0:
+            total[expert[pair], label[g]] += value[pair]
+
+
+@kernel
 def weigh_pairs(group, expert, valid, weight, total):
     """Adds each filled slot's routing weight to `total[group, expert]` (float64); arguments as in `count_pairs`."""
     rows, ranks = expert.shape

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moescope.analysis.kernels import list_pairs
+from moescope.analysis.kernels import add_pairs, list_pairs
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -55,11 +55,9 @@ class PairCounts:
         values = self.count if what == "count" else self.weight
         if values is None:
             raise MoescopeError("These counts were taken without weights: ask for `weighted=True`.")
-        of_pair = _look_up(label, self.group)
-        kept = of_pair >= 0
-        cell = self.expert[kept].astype(np.int64) * n_labels + of_pair[kept]
-        total = np.bincount(cell, weights=values[kept].astype(np.float64), minlength=self.n_experts * n_labels)
-        return total.reshape(self.n_experts, n_labels)
+        total = np.zeros((self.n_experts, n_labels))
+        add_pairs(self.group, self.expert, values, np.asarray(label, dtype=np.int64), total)
+        return total
 
     def regrouped(self, index_of_group: Int[np.ndarray, " group"]) -> PairCounts:
         """The same counts with each group renamed to `index_of_group[group]`; groups renamed below 0 are left out."""
