@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import webbrowser
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import pyarrow as pa
 from dash import Dash
+from plotly.io.json import to_json_plotly
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from moescope.app import book, downloads, drawing, guard, navigation, shell, tables
-from moescope.app.answers import Answers
+from moescope.app.answers import Answers, Pending
 from moescope.app.jobs import Jobs
+from moescope.app.place import Place
 from moescope.app.scene import Desk
 from moescope.app.shelf import Shelf
+from moescope.app.views import BlockView, FigureView
 from moescope.errors import MoescopeError
 
 
@@ -58,6 +64,7 @@ def build(
         if page.register is not None:
             page.register(app, desk)
     guard.protect(app, token or None)  # an empty one would let everybody in
+    app.server.extensions["moescope"] = desk
     return app
 
 
@@ -90,17 +97,34 @@ def serve(
         MoescopeError: the port is taken.
     """
     asked = token or (None if guard.is_local(host) else guard.new_token())
-    server = listen(build(folder, models, trust_remote_code, asked), host, port)
+    app = build(folder, models, trust_remote_code, asked)
+    server = listen(app, host, port)
     shown = f"[{host}]" if ":" in host else host
     link = f"http://{shown}:{server.server_port}/{f'?token={asked}' if asked else ''}"
     print(f"MoEscope: {link}   (Ctrl-C ends it)", flush=True)
     if browser:
         webbrowser.open(link)
     sys.setswitchinterval(0.001)  # counting lets go of Python's lock often, so that a click need not wait for it
+    threading.Thread(target=warm, args=(app.server.extensions["moescope"],), daemon=True).start()
     try:
         server.serve_forever()
     finally:
         server.server_close()
+
+
+def warm(desk: Desk) -> None:
+    """Draws the overview of the only store once, while the browser starts: so that what it needs is there."""
+    name = desk.shelf.sole()
+    if name is None or desk.shelf.trouble(name) is not None:
+        return
+    place = Place("overview", name)
+    for view in book.PAGES["overview"].shown(place):
+        with suppress(Pending, MoescopeError, OSError, pa.ArrowException):  # whoever looks at it is told
+            scene = desk.scene(place, patience=2)
+            if isinstance(view, FigureView):
+                to_json_plotly(drawing.sent(view, scene, drawing.figure_of(view, scene)))
+            elif isinstance(view, BlockView):
+                view.draw(scene)
 
 
 class _Quiet(WSGIRequestHandler):

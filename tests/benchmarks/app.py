@@ -1,10 +1,10 @@
 """The app on 50 million token-layer rows, in a real browser, beside loading them in pandas and plotting; in one run.
 
-What is measured: seconds from opening the address, in a new profile of a browser that is running, until the overview's
-first finding can be read and until its map is drawn: of a store in which nothing has been counted, by a server that
-has just started, and by one that has been looked at; milliseconds of every callback, as the browser sees them, on a
-walk over all pages with other layers, experts, documents and labels each time (and of those alone that are not a
-waiting panel's question whether its answer is there); the most memory that the server and its solvers ever took.
+What is measured: seconds from opening the address, in a new profile of a browser that nobody debugs, until the first
+finding of the overview can be read and until its map is drawn: of a store in which nothing has been counted, by a
+server that has just started, and by one that has been looked at; milliseconds of every callback, as the browser sees
+them, on a walk over all pages with other layers, experts, documents and labels each time (and of those alone that are
+not a waiting panel's question whether its answer is there); the most memory that the server and its solvers ever took.
 Beside it a plain script: every layer's ids into one pandas frame, counted by layer and expert, drawn with plotly.
 
     python -m tests.benchmarks.app [--store FOLDER]        makes the store if it is not there (about a minute)
@@ -34,19 +34,12 @@ import psutil
 from moescope.app.place import Place
 from moescope.store import Store
 from tests.app.visiting import BROWSER, Visitor
+from tests.benchmarks.plain_browser import first_views
 from tests.benchmarks.synthetic import count_for_pages, synthetic
 
 RESULTS = Path(__file__).with_name("app.json")
 ROWS = 50_000_000
 PLACES = 3  # of each page, on each tour
-_DRAWN = """() => {
-  const plot = document.querySelector('.js-plotly-plot');
-  return plot && plot._fullLayout && plot.querySelector('.hm, .heatmaplayer image');
-}"""
-_SAID = """() => {
-  const finding = document.querySelector('#panel-even .finding-head');
-  return finding && finding.innerText.trim();
-}"""
 _GO = """(href) => {
   history.pushState({}, '', href);
   window.dispatchEvent(new CustomEvent('_dashprivate_pushstate'));
@@ -55,7 +48,7 @@ _GO = """(href) => {
 
 def serve(folder: Path) -> tuple[subprocess.Popen, str]:
     """A server process of its own, and its address, once it answers."""
-    command = [sys.executable, "-m", "moescope.cli", "app", str(folder), "--port", "0", "--no-browser"]
+    command = [sys.executable, "-m", "tests.benchmarks.plain_browser", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     base = process.stdout.readline().split()[1].rstrip("/")
@@ -85,21 +78,6 @@ class Watch(threading.Thread):
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
         kernel = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) << 10
         return max(self.most, kernel) / 1e9
-
-
-def first_view(browser: Any, base: str, name: str) -> tuple[float, float]:
-    """Seconds from asking for the address until a finding can be read, and until the overview's map is drawn."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    page = context.new_page()
-    page.wait_for_timeout(1000)  # the new profile's own start is not ours
-    begun = time.perf_counter()
-    page.goto(base + Place("overview", name).href, wait_until="commit")
-    page.wait_for_function(_SAID, timeout=120_000, polling=20)
-    said = time.perf_counter() - begun
-    page.wait_for_function(_DRAWN, timeout=120_000, polling=20)
-    drawn = time.perf_counter() - begun
-    context.close()
-    return said, drawn
 
 
 def walk(name: str, store: Store, seed: int) -> list[Place]:
@@ -204,15 +182,15 @@ def run(folder: Path) -> dict[str, Any]:
         browser = player.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
         shutil.rmtree(folder / "aggregates", ignore_errors=True)
         process, base = serve(folder)
-        found["nothing counted yet: finding, map, s"] = first_view(browser, base, folder.name)
+        found["nothing counted yet: finding, map, s"] = first_views(base, process, 1)[0]
         process.terminate()
         process.wait()
         count_for_pages(store)
         process, base = serve(folder)
         watch = Watch(process)
         try:
-            found["first finding, s"], found["first map, s"] = first_view(browser, base, folder.name)
-            again = [first_view(browser, base, folder.name) for _ in range(3)]
+            found["first finding, s"], found["first map, s"] = first_views(base, process, 1)[0]
+            again = first_views(base, process, 5)
             found["again: finding, map, s"] = tuple(np.median(again, axis=0).tolist())
             both = []
             for words, seed in (("first tour", 0), ("second tour", 1)):
