@@ -51,12 +51,16 @@ class Held:
     def merge(self) -> None:
         """Adds what waits, as in lossy counting: a path that comes back lacks what it was dropped with."""
         parts = [(self.hash, self.count, self.route), *self._waiting]
-        self._waiting = []
         hashes, counts, routes = (np.concatenate(column) for column in zip(*parts, strict=True))
-        self.hash, first, index = np.unique(hashes, return_index=True, return_inverse=True)
-        self.count = np.zeros(self.hash.size, dtype=np.int64)
-        np.add.at(self.count, index, counts)
-        self.route = routes[first].astype(np.int32)
+        del parts  # hundreds of megabytes, which are in the three now
+        self._waiting, self.hash, self.count, self.route = [], hashes[:0], counts[:0], routes[:0]
+        order = np.argsort(hashes, kind="stable")
+        hashes = hashes[order]
+        first = np.flatnonzero(np.diff(hashes, prepend=~hashes[:1]))
+        self.hash = hashes[first]
+        del hashes
+        self.count = np.add.reduceat(counts[order], first) if first.size else counts
+        self.route = routes[order[first]]
         if self.hash.size > self.capacity:
             order = np.lexsort((self.hash, -self.count))
             self.missed += int(self.count[order[self.capacity]])

@@ -86,16 +86,18 @@ def paths(
     counts = walk.count_of(best.hash, None) if held.missed else best.count
     order = np.lexsort((best.hash, -counts))[:top]
     route, counts, hashes = best.route[order], counts[order], best.hash[order]
+    of_paths, missed, distinct = held.entropy(), held.missed, held.count.size
+    del held, best  # the controls need the room
     control, entropies, step_entropies = [], [], []
     for draw in counted("draws of the null", range(draws)):
         mixed_held, mixed_steps, _ = walk.count(draw, capacity)
         control.append(walk.count_of(hashes, draw))
         entropies.append(mixed_held.entropy())
         step_entropies.append([conditional_entropy(table) for table in mixed_steps])
+        del mixed_held
     values = _path_values(route, counts, step_counts, tokens, control)
     steps = [conditional_entropy(table) for table in step_counts]
     loads = [step_counts[0].sum(axis=1), *(table.sum(axis=0) for table in step_counts)]
-    of_paths = held.entropy()
     reached = sum(found <= of_paths + 1e-12 for found in entropies)
     whole = draws > 0 and not np.isnan([of_paths, *entropies]).any()
     attrs = provenance(
@@ -106,7 +108,7 @@ def paths(
         phase=phase,
         draws=draws,
         seed=seed,
-        missed_at_most=held.missed,
+        missed_at_most=missed,
         null=CONTROL if draws else "none: no controls were asked for",
     )
     return xr.Dataset(
@@ -125,7 +127,7 @@ def paths(
             "p_entropy": ((), (reached + 1) / (draws + 1) if whole else np.nan),
             "markov_entropy": ((), entropy(loads[0]) + sum(steps)),
             "independent_entropy": ((), sum(entropy(load) for load in loads)),
-            "distinct_paths": ((), held.count.size if not held.missed else np.nan),
+            "distinct_paths": ((), distinct if not missed else np.nan),
             "tokens": ((), tokens),
             "tokens_missing": ((), missing),
         },
