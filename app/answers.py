@@ -83,6 +83,12 @@ class Answers:
             raise CancelledError(f"{job.title}: cancelled.")
         raise MoescopeError(job.error)
 
+    def make_way(self, seconds: float) -> None:
+        """What is being computed rests a moment; what is asked from now on does not."""
+        with self._lock:
+            for job, _ in self._running.values():
+                job.pause(seconds)
+
     def _collect(self) -> None:
         """Takes in what was found after everybody who asked had left: it counts in the bound like all else."""
         for key, (job, gave) in list(self._running.items()):

@@ -41,6 +41,7 @@ class Job:
         self.result: Any = None
         self.error = ""
         self._begun = time.monotonic()
+        self._paused_until = 0.0
         self._stop = threading.Event()
         self._over = threading.Event()
 
@@ -51,12 +52,18 @@ class Job:
             CancelledError: the person has cancelled; the work stops here.
         """
         self.what, self.done, self.total = what, done, total
+        if (left := self._paused_until - time.monotonic()) > 0:
+            self._stop.wait(left)
         self.check()
 
     def check(self) -> None:
         """Raises `CancelledError` if the person has cancelled."""
         if self._stop.is_set():
             raise CancelledError(f"{self.title}: cancelled.")
+
+    def pause(self, seconds: float) -> None:
+        """The work rests so long at its next report."""
+        self._paused_until = time.monotonic() + seconds
 
     def cancel(self) -> None:
         """Asks the work to stop; it does at its next report."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from dash import Dash
+from flask import request
 from plotly.io.json import to_json_plotly
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
@@ -23,6 +24,8 @@ from moescope.app.scene import Desk
 from moescope.app.shelf import Shelf
 from moescope.app.views import BlockView, FigureView
 from moescope.errors import MoescopeError
+
+_OPENING = 2.0  # seconds that a page takes to stand
 
 
 def build(
@@ -65,6 +68,12 @@ def build(
             page.register(app, desk)
     guard.protect(app, token or None)  # an empty one would let everybody in
     app.server.extensions["moescope"] = desk
+
+    @app.server.before_request
+    def _opened() -> None:
+        if request.path == "/" or request.path.startswith("/store/"):  # a browser opens a page: it needs every core
+            desk.answers.make_way(_OPENING)
+
     return app
 
 

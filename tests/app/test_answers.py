@@ -142,6 +142,30 @@ def test_work_that_nobody_waits_for_makes_room_and_begins_anew_when_asked(monkey
     assert begun == ["left", "quick", "left"]
 
 
+def test_what_is_computed_rests_while_a_page_opens_and_what_the_page_asks_does_not():
+    answers, steps = Answers(Jobs()), []
+
+    def counting():
+        while len(steps) < 1000:
+            report("steps", len(steps), 1000)
+            steps.append(time.monotonic())
+            time.sleep(0.005)
+        return len(steps)
+
+    with pytest.raises(Pending) as pending:
+        answers.ask("long", "counting", counting, patience=0.1)
+    answers.make_way(0.5)
+    paused = time.monotonic()
+    assert answers.ask("new", "quick", lambda: report("one", 1, 1) or "there", patience=5) == "there"
+    assert time.monotonic() - paused < 0.4
+    time.sleep(0.8)
+    pending.value.job.cancel()
+    _wait(pending.value.job)
+    gaps = np.diff(steps)
+    assert gaps.max() > 0.4
+    assert steps[-1] > paused + 0.5
+
+
 def test_memory_is_bounded(monkeypatch):
     class Large:
         nbytes = 100 << 20
