@@ -53,7 +53,7 @@ def test_routing_is_the_same_with_and_without(tmp_path: Path) -> None:
         assert (stores[0].logits(site.key) == stores[1].logits(site.key)).all()
     with pytest.raises(ms.StoreError, match="no attention sinks"):
         stores[0].attention_sinks()
-    with pytest.raises(ms.MoescopeError, match="neither attention sinks nor outliers"):
+    with pytest.raises(ms.MoescopeError, match="neither attention sinks nor the outliers tier"):
         ms.analysis.attention_sinks(stores[0])
 
 
