@@ -19,7 +19,7 @@ from moescope.app.expert_words import listed, where_of
 from moescope.app.jobs import Job
 from moescope.app.linestocopy import copied
 from moescope.app.links import to
-from moescope.app.panels import note
+from moescope.app.panels import MODEBAR, note, plot_config
 from moescope.app.place import parse
 from moescope.app.scene import Desk, Scene
 from moescope.errors import MoescopeError
@@ -37,7 +37,6 @@ HOW = (
 )
 TEXTS, MOST = 8, 64
 """Documents of each label that are measured on, unless chosen otherwise, and at most."""
-_PLOT: Any = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["autoScale2d", "toImage"]}
 
 
 def draw(scene: Scene) -> Any:
@@ -168,9 +167,9 @@ def _plan(scene: Scene) -> str:
 def _shown(scene: Scene, model: Model, result: xr.Dataset, site: str, expert: int) -> Any:
     figure = figures.causal_effect(result)
     figure = figures.dark(figure) if scene.dark else figure
-    figure.update_layout(modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#8b919a", "activecolor": "#3f84c9"})
+    figure.update_layout(modebar=MODEBAR)
     layout: Any = figure.layout
-    graph = dcc.Graph(figure=figure, config=_PLOT, style={"height": f"{layout.height}px"})
+    graph = dcc.Graph(figure=figure, config=plot_config(), style={"height": f"{layout.height}px"})
     facts = result.attrs
     said = [
         f"{facts['documents']:,} documents, {facts['tokens']:,} tokens of them, with {model.name} in "

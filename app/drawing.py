@@ -14,7 +14,7 @@ from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, htm
 from moescope import figures
 from moescope.app import book
 from moescope.app.answers import PATIENCE, Pending
-from moescope.app.panels import note, progress
+from moescope.app.panels import MODEBAR, note, progress
 from moescope.app.place import parse
 from moescope.app.scene import Desk, Scene
 from moescope.app.views import BlockView, FigureView, Page, Partial, View
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _HIDDEN = {"display": "none"}
 _SOONEST, _LATEST = 0.2, 1.0  # seconds between two questions of a panel that waits
 _AT_ONCE = 0.04  # seconds that a page may take over the blocks that it comes with
-_MODEBAR = {"bgcolor": "rgba(0,0,0,0)", "color": "#8b919a", "activecolor": "#3f84c9"}
 
 
 def register(app: Dash, desk: Desk) -> None:
@@ -212,7 +211,7 @@ def sent(view: FigureView, scene: Scene, figure: go.Figure, key: Any = None) -> 
     """
     parts = figure.to_plotly_json()
     layout = parts["layout"]
-    layout |= {"uirevision": str(key[:-1] if isinstance(key, list) else key), "autosize": True, "modebar": _MODEBAR}
+    layout |= {"uirevision": str(key[:-1] if isinstance(key, list) else key), "autosize": True, "modebar": MODEBAR}
     traces: Any = figure.data
     if view.marks:
         maps = [(trace.xaxis or "x", trace.yaxis or "y") for trace in traces if trace.type == "heatmap"]

@@ -12,6 +12,9 @@ from moescope.app.aria import SILENT, named, titled_by
 from moescope.app.scene import Scene
 from moescope.app.views import BlockView, FigureView, Page, TableView, View
 
+MODEBAR = {"bgcolor": "rgba(0,0,0,0)", "color": "#8b919a", "activecolor": "#3f84c9"}
+"""Colours of a figure's buttons, on either page."""
+
 
 def part(kind: str, view: View) -> dict[str, str]:
     """The id of one part of a panel."""
@@ -106,14 +109,16 @@ def _bare(view: View) -> bool:
     return isinstance(view, BlockView) and view.bare
 
 
+def plot_config(lasso: bool = False) -> Any:
+    """What every figure of the app lets its reader do."""
+    removed = ["autoScale2d", "toImage", *([] if lasso else ["lasso2d", "select2d"])]
+    return {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": removed}
+
+
 def _graph(view: FigureView) -> Any:
     return dcc.Graph(
         id=part("graph", view),
-        config={
-            "displaylogo": False,
-            "responsive": True,
-            "modeBarButtonsToRemove": ["autoScale2d", "toImage"] + ([] if view.select else ["lasso2d", "select2d"]),
-        },
+        config=plot_config(lasso=view.select is not None),
         style={"display": "none"},
     )
 
