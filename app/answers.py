@@ -21,7 +21,7 @@ PATIENCE = 0.05
 """Seconds that a page waits for an answer before it shows progress instead."""
 
 _LARGEST = 256 << 20  # bytes of results kept
-_NICE = 10  # of what is counted: clicks go first
+_NICE = 5  # of what is counted: clicks go first, and beside another program it still gets a quarter of a core
 _LEFT = 5.0  # seconds after which who has not asked again has gone elsewhere: panels that wait ask every second
 
 
@@ -43,6 +43,7 @@ class Answers:
         self._known: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._running: dict[Hashable, tuple[Job, list[Any]]] = {}  # the work, and what it gave: not kept by the job
         self._asked: dict[Hashable, float] = {}  # when somebody last asked for what is running
+        self._left: dict[Hashable, float] = {}  # seconds after which nobody waits for it, where not `_LEFT`
         self._lock = threading.Lock()
 
     def ask(self, key: Hashable, title: str, compute: Callable[[], Any], patience: float = PATIENCE) -> Any:
@@ -97,17 +98,24 @@ class Answers:
                 self._keep(key, gave[0])
 
     def _make_room(self) -> None:
-        """Work that nobody waits for any more ends where other work waits for its turn; asked again, it begins anew."""
-        left = time.monotonic() - _LEFT
+        """Work that nobody waits for any more ends where other work waits for its turn; asked again, it begins anew.
+
+        Each time it has to, it is left twice as long: browsers on a busy machine ask late, and must not take each
+        other's work away for ever.
+        """
+        now = time.monotonic()
         for key, (job, _) in list(self._running.items()):
-            if not job.over and self._asked[key] < left:
+            allowed = self._left.get(key, _LEFT)
+            if not job.over and now - self._asked[key] > allowed:
                 job.cancel()
                 self._forget(key)
+                self._left[key] = 2 * allowed
 
     def _forget(self, key: Hashable) -> None:
         del self._running[key], self._asked[key]
 
     def _keep(self, key: Hashable, result: Any) -> None:
+        self._left.pop(key, None)
         self._known[key] = result, _size(result)
         while sum(size for _, size in self._known.values()) > _LARGEST and len(self._known) > 1:
             self._known.popitem(last=False)

@@ -10,7 +10,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Literal
 
 from moescope.app.memory import give_back
@@ -44,6 +43,8 @@ class Job:
         self._paused_until = 0.0
         self._stop = threading.Event()
         self._over = threading.Event()
+        self._slot: threading.Semaphore | None = None
+        self._lock = threading.Lock()
 
     def report(self, what: str, done: int, total: int) -> None:
         """The work calls this as it goes.
@@ -66,8 +67,22 @@ class Job:
         self._paused_until = time.monotonic() + seconds
 
     def cancel(self) -> None:
-        """Asks the work to stop; it does at its next report."""
+        """Asks the work to stop; it does at its next report, and others need not wait until then."""
         self._stop.set()
+        self.let_go()
+
+    def hold(self, slot: threading.Semaphore) -> None:
+        """Waits for a turn and takes it."""
+        slot.acquire()
+        with self._lock:
+            self._slot = slot
+
+    def let_go(self) -> None:
+        """Gives its turn to the next."""
+        with self._lock:
+            slot, self._slot = self._slot, None
+        if slot is not None:
+            slot.release()
 
     @property
     def age(self) -> float:
@@ -114,11 +129,12 @@ class Jobs:
 
     def _run(self, job: Job, work: Callable[[Job], Any], free: bool) -> None:
         try:
-            with nullcontext() if free else self._slots:
-                job.check()
-                job.state = "running"
-                job.result = work(job)
-                job.state = "done"
+            if not free:
+                job.hold(self._slots)
+            job.check()
+            job.state = "running"
+            job.result = work(job)
+            job.state = "done"
         except CancelledError:
             job.state = "cancelled"
         except MoescopeError as error:
@@ -127,5 +143,6 @@ class Jobs:
             logging.getLogger(__name__).exception("%s failed", job.title)
             job.state, job.error = "failed", f"{job.title} failed: {type(error).__name__}: {error}"
         finally:
+            job.let_go()
             job._over.set()
             give_back()

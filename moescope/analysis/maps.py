@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +21,7 @@ from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.question import LAYERS, SEED, Analysis, Parameter
 from moescope.analysis.similarities import Layers, axis_of, layers_of
 from moescope.analysis.token_places import first_places
+from moescope.analysis.watching import look
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -91,8 +93,7 @@ def lay_out(
     rng = np.random.default_rng(seed)
     # UMAP scales its start to the range of each axis: features of one dimension need something to scale on the other.
     begin = np.where(np.ptp(start, axis=0) > 1e-9, start, rng.normal(size=start.shape))
-    # One at a time: numba's own threads end the process where two Python threads start them at once.
-    with _ALONE, warnings.catch_warnings():
+    with _alone(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own choices of threads and of small graphs
         model = umap.UMAP(
             n_neighbors=max(2, near), min_dist=min_dist, random_state=seed, n_jobs=1, init=begin.astype(np.float32),
@@ -101,6 +102,17 @@ def lay_out(
     dealt = rng.permutation(len(points))
     true, chance, pca = (float(trust(rows, where, n_neighbors=near)) for where in (points, points[dealt], start))
     return Layout(points, true, chance, pca, near)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One at a time: numba's own threads end the process where two Python threads start them at once."""
+    while not _ALONE.acquire(timeout=0.2):
+        look()  # who waits can be stopped
+    try:
+        yield
+    finally:
+        _ALONE.release()
 
 
 def expert_map(

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from moescope.analysis.labelled import table
-from moescope.analysis.maps import expert_map, expert_map_from_features, gate_map, lay_out, token_map
-from moescope.errors import MoescopeError
+from moescope.analysis.maps import _ALONE, expert_map, expert_map_from_features, gate_map, lay_out, token_map
+from moescope.analysis.watching import watched
+from moescope.errors import CancelledError, MoescopeError
 from tests.analysis import made_stores
 from tests.analysis.function_stores import random_truth, write
 
@@ -81,6 +82,19 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(MoescopeError, match=r"moescope\[maps\]"):
         lay_out(np.random.default_rng(0).normal(size=(9, 3)))
+
+
+def test_who_waits_for_another_map_can_be_stopped():
+    features, waited = groups(np.random.default_rng(0)), []
+
+    def tired(*_):
+        waited.append(1)
+        raise CancelledError("enough")
+
+    with _ALONE, watched(tired), pytest.raises(CancelledError, match="enough"):
+        lay_out(features)
+    assert waited
+    assert np.isfinite(lay_out(features).points).all()  # nobody holds the others up afterwards
 
 
 def test_layers_of_different_width_and_experts_without_features():

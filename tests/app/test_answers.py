@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 import weakref
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -140,6 +141,44 @@ def test_work_that_nobody_waits_for_makes_room_and_begins_anew_when_asked(monkey
     assert left.value.job.state == "cancelled"
     assert answers.ask("left", "long", lambda: endless("left"), patience=10) == "left"
     assert begun == ["left", "quick", "left"]
+
+
+def test_work_that_heeds_nobody_gives_its_turn_to_the_next_when_cancelled():
+    jobs, go = Jobs(at_once=1), threading.Event()
+    deaf = jobs.start("deaf", lambda job: go.wait(30))
+    while deaf.state != "running":
+        time.sleep(0.001)
+    deaf.cancel()
+    others = [jobs.start(name, lambda job: job.title) for name in "ab"]
+    for other in others:
+        _wait(other)
+    assert not deaf.over
+    go.set()
+    _wait(deaf)
+    turns = []
+    for job in [jobs.start("one", lambda job: turns.append(time.sleep(0.05))) for _ in range(3)]:
+        _wait(job)
+    assert len(turns) == 3
+
+
+def test_two_who_ask_late_do_not_take_each_others_work_away_for_ever(monkeypatch):
+    monkeypatch.setattr("moescope.app.answers._LEFT", 0.05)
+    answers, found = Answers(Jobs(at_once=1)), {}
+
+    def work():
+        for step in range(20):
+            report("steps", step, 20)
+            time.sleep(0.02)
+        return "found"
+
+    for _ in range(100):
+        for key in {"one", "other"} - set(found):
+            with suppress(Pending):
+                found[key] = answers.ask(key, key, work, patience=0)
+            time.sleep(0.1)  # twice as long as the browser is thought to stay away
+        if len(found) == 2:
+            break
+    assert found == {"one": "found", "other": "found"}
 
 
 def test_what_is_computed_rests_while_a_page_opens_and_what_the_page_asks_does_not():

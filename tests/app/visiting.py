@@ -61,7 +61,7 @@ class Visitor:
         self.page.wait_for_url(lambda url: url.removeprefix(self.base).startswith(href), timeout=60_000)
         return self.settle()
 
-    def settle(self, seconds: float = 120) -> Visitor:
+    def settle(self, seconds: float = 300) -> Visitor:
         """Waits until no panel is waiting."""
         self.page.wait_for_timeout(250)
         waited, quiet = 0.0, 0
