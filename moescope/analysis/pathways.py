@@ -1,4 +1,9 @@
-"""Paths of tokens through consecutive layers, beside what the layers give without being linked (METHODS 3)."""
+"""Paths of tokens through consecutive layers, beside what the layers give without being linked (METHODS 3).
+
+Paths are shown because they are the most used, and the most used ones of a control would look linked too. So a path is
+held against each control twice: against the count of the same path there, and against that of the path of the same
+rank, which was chosen there as it was chosen here. The larger of the two counts decides.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from scipy.stats import false_discovery_control
 from moescope.analysis.counts import Phase, labelling
 from moescope.analysis.information import conditional_entropy, entropy
 from moescope.analysis.labelled import provenance
-from moescope.analysis.path_counting import Walk, window
+from moescope.analysis.path_counting import Held, Walk, window
 from moescope.analysis.question import PHASE, SEED, Analysis, Parameter
 from moescope.analysis.watching import counted
 from moescope.errors import MoescopeError
@@ -41,11 +46,12 @@ def paths(
 ) -> xr.Dataset:
     """The strongest top-1 paths through a window of consecutive layers, and how free a token's path is.
 
-    How to read it: a path is the first-ranked expert of each layer of the window. `count` against `control` says how
-    many tokens take it beyond what the layers' loads, topics and runs give. `conditional_entropy` (nats) is how open
-    the next expert still is when the current one is known; `path_entropy` how open the whole path is: exp of it is the
-    number of equally used paths. Few tokens cannot show many paths (it is at most log `tokens`), so read it against
-    `control_entropy`, which has the same limit: lower means that the layers are linked.
+    How to read it: a path is the first-ranked expert of each layer of the window. `count` against `control` and
+    `control_rank` says how many tokens take it beyond what the layers' loads, topics and runs give.
+    `conditional_entropy` (nats) is how open the next expert still is when the current one is known; `path_entropy` how
+    open the whole path is: exp of it is the number of equally used paths. Few tokens cannot show many paths (it is at
+    most log `tokens`), so read it against `control_entropy`, which has the same limit: lower means that the layers are
+    linked.
 
     Args:
         store: an open store with the routing tier.
@@ -88,14 +94,16 @@ def paths(
     route, counts, hashes = best.route[order], counts[order], best.hash[order]
     of_paths, missed, distinct = held.entropy(), held.missed, held.count.size
     del held, best  # the controls need the room
-    control, entropies, step_entropies = [], [], []
+    control, ranked, entropies, step_entropies = [], [], [], []
     for draw in counted("draws of the null", range(draws)):
         mixed_held, mixed_steps, _ = walk.count(draw, capacity)
-        control.append(walk.count_of(hashes, draw))
+        same, of_rank = _in_control(walk, draw, mixed_held, hashes)
+        control.append(same)
+        ranked.append(of_rank)
         entropies.append(mixed_held.entropy())
         step_entropies.append([conditional_entropy(table) for table in mixed_steps])
         del mixed_held
-    values = _path_values(route, counts, step_counts, tokens, control)
+    values = _path_values(route, counts, step_counts, tokens, control, ranked)
     steps = [conditional_entropy(table) for table in step_counts]
     loads = [step_counts[0].sum(axis=1), *(table.sum(axis=0) for table in step_counts)]
     reached = sum(found <= of_paths + 1e-12 for found in entropies)
@@ -148,18 +156,35 @@ def paths(
     ).assign_coords(path=["-".join(map(str, experts)) for experts in route.tolist()])
 
 
+def _in_control(walk: Walk, draw: int, held: Held, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens that a control gives to each of these paths, and to its own most used ones, as many and in order."""
+    own = held.best(hashes.size).hash
+    wanted = np.union1d(hashes, own)
+    found = walk.count_of(wanted, draw)
+    most = np.sort(found[np.searchsorted(wanted, own)])[::-1][: hashes.size]
+    ranked = np.zeros(hashes.size, dtype=np.int64)
+    ranked[: most.size] = most
+    # What was dropped has at most `missed` tokens and may stand at any rank.
+    return found[np.searchsorted(wanted, hashes)], np.maximum(ranked, held.missed)
+
+
 def _path_values(
-    route: np.ndarray, counts: np.ndarray, steps: list[np.ndarray], tokens: int, control: list[np.ndarray]
+    route: np.ndarray,
+    counts: np.ndarray,
+    steps: list[np.ndarray],
+    tokens: int,
+    control: list[np.ndarray],
+    ranked: list[np.ndarray],
 ) -> dict[str, np.ndarray]:
     markov = steps[0].sum(axis=1)[route[:, 0]].astype(np.float64)
     for step, table in enumerate(steps):
         markov *= table[route[:, step], route[:, step + 1]] / table.sum(axis=1)[route[:, step]]
-    blank = np.full(counts.shape, np.nan)
-    values = {"count": counts, "share": counts / tokens, "markov": markov, "control": blank, "p": blank, "q": blank}
+    values = {"count": counts, "share": counts / tokens, "markov": markov}
+    values |= dict.fromkeys(("control", "control_rank", "p", "q"), np.full(counts.shape, np.nan))
     if control:
-        stack = np.stack(control)
-        values["control"] = stack.mean(axis=0)
-        values["p"] = ((stack >= counts).sum(axis=0) + 1) / (len(control) + 1)
+        values["control"], values["control_rank"] = np.mean(control, axis=0), np.mean(ranked, axis=0)
+        reached = np.maximum(control, ranked) >= counts
+        values["p"] = (reached.sum(axis=0) + 1) / (len(control) + 1)
         values["q"] = false_discovery_control(values["p"])
     return values
 

@@ -15,13 +15,15 @@ from moescope.figures.menus import menu
 from moescope.figures.theme import GREY, template
 
 READ = (
-    "Each band is a path through the window's layers, as wide as its tokens are many: orange where more tokens take it "
-    "than in any control, grey otherwise. The menu shows the most used transitions instead."
+    "Each band is a path through the window's layers, as wide as its tokens are many: orange where controls, whose "
+    "layers are rotated within sequences, give so many tokens neither to it nor to the path of its rank (p ≤ 0.05), "
+    "grey otherwise. The menu shows the most used transitions instead."
 )
 """How to read the figure."""
 READ_BANDS = (
-    "Paths: each band is a path of first experts through the layers, as wide as its tokens are many, orange where more "
-    "tokens take it than in any control, whose layers are rotated within sequences. Transitions: the most used ones, "
+    "Paths: each band is a path of first experts through the layers, as wide as its tokens are many, orange where "
+    "controls, whose layers are rotated within sequences, give so many neither to it nor to the path of its rank "
+    "(p ≤ 0.05). Transitions: the most used ones, "
     "blue above the target's usual share. Path entropy says how open a token's path is, beside the controls' entropy."
 )
 """How to read either of the two."""
@@ -89,15 +91,16 @@ Band = tuple[int, int, int, float, str, str]
 
 def _path_bands(result: xr.Dataset, level: float, most: int) -> tuple[list[Band], str]:
     bands: list[Band] = []
-    tested = not np.isnan(result["p"].values).all()
+    tested, draws = not np.isnan(result["p"].values).all(), int(result.attrs["draws"])
     for index in range(min(most, result.sizes["path"])):
         part = result.isel(path=index)
         route = part["expert"].values.tolist()
-        count, control, p = (float(part[name]) for name in ("count", "control", "p"))
-        beyond = not tested or (p <= level and count > control)
+        count, control, of_rank, p, q = (float(part[name]) for name in ("count", "control", "control_rank", "p", "q"))
+        beyond = not tested or p <= level
         text = f"path {' → '.join(map(str, route))}<br>{count:,.0f} tokens, {float(part['share']):.2%}"
         if tested:
-            text += f"<br>controls: {control:,.1f} on average, p = {p:.2g}"
+            text += f"<br>controls: {control:,.1f} on average, {of_rank:,.1f} for the path of its rank"
+            text += f"<br>p = {p:.2g}, q = {q:.2g}; {draws} controls cannot give less than p = {1 / (draws + 1):.2g}"
         text += f"<br>from each step alone: {float(part['markov']):,.1f}"
         colour = _ORANGE_BAND if beyond else _GREY_BAND
         bands += [(step, route[step], route[step + 1], count, colour, text) for step in range(len(route) - 1)]

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moescope.analysis.coactive import coactivation, coactivation_from_counts, expected_together
+from moescope.analysis.path_counting import Walk
 from moescope.analysis.pathways import paths
 from moescope.errors import MoescopeError
 from tests.analysis.made_stores import Made, random_truth, write
@@ -125,6 +126,45 @@ def test_unlinked_layers_are_at_their_control(tmp_path):
     assert abs(np.mean(gaps)) < 4 * np.std(gaps) / 10
     independent = float(result["independent_entropy"])
     assert independent == pytest.approx(3 * math.log(4), abs=0.1)
+
+
+def test_the_most_used_of_unlinked_paths_do_not_look_linked(tmp_path):
+    """Hundreds of equally likely paths: the most used are so by chance, and lie far above their own controls."""
+    found, alone = [], []
+    for seed in range(12):
+        made, widths = routed(np.random.default_rng(seed), 0.0, layers=3, documents=6, tokens=30, width=6)
+        result = paths(write(tmp_path / str(seed), made, widths, {}), top=20, draws=19, seed=seed)
+        found.append(result["p"].values <= 0.05)
+        alone.append((result["count"] > 1.5 * result["control"]).values)
+    assert np.mean(alone) > 0.9  # the trap is there
+    assert np.mean(found) <= 0.05
+
+
+@pytest.mark.parametrize("capacity", [2_000_000, 9])
+def test_paths_meet_the_same_rank_of_each_control(tmp_path, monkeypatch, capacity):
+    made = random_truth(np.random.default_rng(5), 12, WIDTH, K)
+    store = write(tmp_path / "s", made, WIDTH, {}, cuts=3)
+    controls = []
+    for draw in range(3):  # a control as the observation: plain counts of all its paths
+        count, count_of = Walk.count, Walk.count_of
+        with monkeypatch.context() as patch:
+            patch.setattr(Walk, "count", lambda self, _, most, draw=draw, count=count: count(self, draw, most))
+            patch.setattr(Walk, "count_of", lambda self, of, _, draw=draw, real=count_of: real(self, of, draw))
+            mixed = paths(store, top=100, draws=0)
+        routes = mixed["path"].values.tolist()
+        controls.append(dict(zip(routes, mixed["count"].values.tolist(), strict=True)))
+    result = paths(store, top=12, draws=3, capacity=capacity)
+    ranked = [sorted(counts.values(), reverse=True) + [0] * 12 for counts in controls]
+    for rank, (path, count) in enumerate(zip(result["path"].values, result["count"].values, strict=True)):
+        own = [counts.get(path, 0) for counts in controls]
+        assert float(result["control"][rank]) == pytest.approx(np.mean(own))
+        reached = sum(max(mine, order[rank]) >= count for mine, order in zip(own, ranked, strict=True))
+        if capacity > 1000:
+            assert float(result["control_rank"][rank]) == pytest.approx(np.mean([order[rank] for order in ranked]))
+            assert float(result["p"][rank]) == (1 + reached) / 4
+        else:
+            assert float(result["p"][rank]) >= (1 + reached) / 4
+    assert capacity > 1000 or result.attrs["missed_at_most"] > 0
 
 
 def test_paths_do_not_depend_on_the_cut(tmp_path):

@@ -117,7 +117,7 @@ def test_sankey_of_paths_and_transitions(store):
             assert labels[routes.link.source[band]] == (layers[0], str(expert[step]))
             assert labels[routes.link.target[band]] == (layers[1], str(expert[step + 1]))
             assert routes.link.value[band] == result["count"].values[index]
-            beyond = result["p"].values[index] <= 0.05 and result["count"][index] > result["control"][index]
+            beyond = result["p"].values[index] <= 0.05
             assert routes.link.color[band] == (_ORANGE_BAND if beyond else _GREY_BAND)
     assert len(set(routes.link.color)) == 2 or _ORANGE_BAND in routes.link.color
     assert sorted(steps.link.value) == sorted(result["link_count"].values.ravel().tolist())
@@ -128,5 +128,8 @@ def test_sankey_of_paths_and_transitions(store):
     for x in set(routes.node.x):
         column = [y for place, y in zip(routes.node.x, routes.node.y, strict=True) if place == x]
         assert len(set(column)) == len(column)
+    p, q, of_rank = (float(result[name][0]) for name in ("p", "q", "control_rank"))
+    assert f"{of_rank:,.1f} for the path of its rank" in routes.link.customdata[0]
+    assert f"p = {p:.2g}, q = {q:.2g}; 19 controls cannot give less than p = 0.05" in routes.link.customdata[0]
     uncontrolled = figures.paths(paths(store, length=2, draws=0))
     assert set(uncontrolled.data[0].link.color) == {_ORANGE_BAND}
