@@ -39,6 +39,8 @@ def register(app: Dash, desk: Desk) -> None:
         Input("url", "href"),
         Input("watch", "n_intervals"),
         State("place", "data"),
+        # The browser drops the answer to a question that it asks again: the clock waits for it, not for ever.
+        running=[(Output("watch", "interval"), 60_000, shell.WATCH)],
     )
     def _arrive(href: str | None, ticks: int, before: dict[str, Any] | None) -> Any:
         if href is None:

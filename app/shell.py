@@ -21,6 +21,9 @@ INDEX = """<!DOCTYPE html>
 </html>"""
 """The page that loads the rest, in Dash's template language."""
 
+WATCH = 4_000
+"""Milliseconds between two looks at whether the store has changed."""
+
 _KEYS = (
     ("j / k", "next / previous expert"),
     ("J / K", "next / previous layer"),
@@ -42,7 +45,7 @@ def layout(desk: Desk) -> Any:
                 dcc.Store(id="key"),
                 dcc.Store(id="jump"),
                 dcc.Store(id="seek"),
-                dcc.Interval(id="watch", interval=4000),
+                dcc.Interval(id="watch", interval=WATCH),
                 html.A("Skip to the page", href="#page", className="skip"),
                 _header(),
                 html.Nav(id="menu", className="menu", **named("Pages")),

@@ -16,7 +16,6 @@ from moescope.app.answers import Answers, Pending
 from moescope.app.jobs import Jobs
 from moescope.app.navigation import state
 from moescope.app.place import Place
-from moescope.app.scene import Scene
 from moescope.errors import CancelledError, MoescopeError
 from tests.analysis.made_stores import random_truth, write
 from tests.app.made_desk import made_desk
@@ -240,13 +239,11 @@ def test_answers_nobody_waited_for_count_in_the_bound():
     assert len(kept) <= 2
 
 
-def test_a_page_comes_though_its_labels_wait_behind_other_work(tmp_path, monkeypatch):
+def test_a_page_comes_though_its_labels_wait_behind_other_work(tmp_path):
     truth = random_truth(np.random.default_rng(0), 6, [4], [2])
     write(tmp_path / "one", truth, [4], {"domain": list("ababab")})
     desk, go = made_desk(tmp_path), threading.Event()
     busy = [desk.jobs.start("long", lambda job: go.wait(30)) for _ in range(2)]
-    asked = Scene.compute
-    monkeypatch.setattr(Scene, "compute", lambda *args, patience=0, **more: asked(*args, patience=0.05, **more))
     now = state(desk, Place("overview", "one"))
     assert now["trouble"] is None
     assert now["layers"] == ["0"]

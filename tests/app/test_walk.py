@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from moescope.app import navigation, shell
 from moescope.app.book import PAGES
 from moescope.app.place import Place, parse
 from moescope.app.views import FigureView
@@ -251,6 +252,18 @@ def test_long_work_shows_how_far_it_is_and_is_cancelled(visitor, monkeypatch):
     let_it.set()
     again.click()
     visitor.settle()
+    visitor.well()
+
+
+def test_a_page_comes_though_it_takes_longer_than_the_clock_that_asks_for_it(visitor, monkeypatch):
+    def slow(*asked):
+        time.sleep(1.2 * shell.WATCH / 1000)
+        return state(*asked)
+
+    state = navigation.state
+    monkeypatch.setattr(navigation, "state", slow)
+    visitor.page.goto(f"{visitor.base}/store/plain")
+    visitor.page.wait_for_selector(".page-head")
     visitor.well()
 
 
