@@ -131,17 +131,23 @@ def sets_of(scene: Scene) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[
         if wanted == place.slice and place.label is None:
             raise MoescopeError("Both sets are the same slice: choose another to hold it against.")
         return first, known[wanted], (name, f"slice {wanted}")
+    inside = (scene.where or {}).get(by)
+    known = [value for value in label_values(scene) if inside is None or place.label is None or value in inside]
     if against is not None and by is not None:
         if against == place.label:
             raise MoescopeError(f"Both sets are {against!r}: choose another value to hold it against.")
-        if against not in label_values(scene):
-            raise MoescopeError(f"No document has {against!r} as its {by}.")
+        if against not in known:
+            of = "" if against not in label_values(scene) else f" of the slice {place.slice!r}"
+            raise MoescopeError(f"No document{of} has {against!r} as its {by}.")
         kept = (scene.where or {}) if place.label is not None else {}
         return first, kept | {by: [against]}, (name, against)
     if place.label is not None and by is not None:
-        others = [value for value in label_values(scene) if value != place.label]
+        others = [value for value in known if value != place.label]
         if not others:
-            raise MoescopeError(f"Every document has {place.label!r} as its {by}: there is no other to compare with.")
+            of = "" if inside is None else f" of the slice {place.slice!r}"
+            raise MoescopeError(
+                f"Every document{of} has {place.label!r} as its {by}: there is no other to compare with."
+            )
         return first, (scene.where or {}) | {by: others}, (name, f"other {by}s")
     return first, None, (name, "all others")
 

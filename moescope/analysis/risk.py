@@ -114,10 +114,11 @@ def risk_difference_between(
     Args:
         store, other: open stores with the routing tier and MoE layers of the same numbers and widths.
         names: what to call the two.
-        permutations, seed, alternative, correction, resamples, layers, where, phase: as in `risk_difference`.
+        permutations, seed, alternative, correction, resamples, layers, where, phase: as in `risk_difference`. Document
+            numbers in `where` are those of `store`; in `other` the documents of the same ids count.
 
     Raises:
-        MoescopeError: their layers differ, or nothing is left to count.
+        MoescopeError: their layers differ, nothing is left to count, or `other` lacks a document of `where`.
     """
     if len(names) != 2 or names[0] == names[1]:
         raise MoescopeError("`names` are two different names, one for each store.")
@@ -128,8 +129,9 @@ def risk_difference_between(
             "The two stores have MoE layers of different numbers or widths: their experts do not match."
         )
     parts, tokens = [], []
-    for one, sites in zip((store, other), both, strict=True):
-        chosen = labelling(one, None, where, phase)
+    filters = (where, _where_in(other, store, where))
+    for one, sites, kept in zip((store, other), both, filters, strict=True):
+        chosen = labelling(one, None, kept, phase)
         index = chosen.spread(np.arange(chosen.documents.size))
         parts.append([table.regrouped(index) for table in document_tables(one, sites, phase=phase)])
         tokens.append(chosen.tokens)
@@ -239,6 +241,20 @@ def _sets(known: list[str], first: str | None, second: str | None, by: str) -> t
     if first in rest or not rest:
         raise MoescopeError(f"A risk difference needs two sets; {first!r} is all there is to choose from.")
     return first, rest
+
+
+def _where_in(other: Store, store: Store, where: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The filter as it reads in another store, where the same documents may have other numbers."""
+    if where is None or "document" not in where:
+        return None if where is None else dict(where)
+    here, there = (one.documents(["document", "id"]).to_pandas() for one in (store, other))
+    ids = here["id"][np.isin(here["document"], np.array(where["document"], dtype=np.int64))]
+    numbers = there["document"][there["id"].isin(ids.dropna())]
+    if ids.isna().any() or numbers.size != ids.size:
+        raise MoescopeError(
+            "The other store does not hold just these documents, going by their ids: choose texts by a label instead."
+        )
+    return dict(where) | {"document": numbers.tolist()}
 
 
 def _same_documents(store: Store, other: Store) -> bool:

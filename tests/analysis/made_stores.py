@@ -87,6 +87,7 @@ def write(
     name: str = "made/up",
     phase: np.ndarray | None = None,
     keys: Sequence[str] | None = None,
+    ids: Sequence[str | None] | None = None,
 ) -> Store:
     """Writes the truth as a store in `cuts` shards, cut between contexts."""
     numbers = list(layers) if layers is not None else list(range(len(n_experts)))
@@ -152,7 +153,7 @@ def write(
                     documents=[
                         DocumentRow(
                             document=d,
-                            id=f"doc-{d}",
+                            id=f"doc-{d}" if ids is None else ids[d],
                             text=texts[d] if texts else "some text",
                             source="made.jsonl",
                             labels={label: values[d] for label, values in labels.items()},

@@ -91,6 +91,27 @@ def test_two_stores_are_two_sets(tmp_path):
         analysis.risk_difference_between(first, other)
 
 
+def test_numbers_of_documents_are_those_of_the_first_store(tmp_path):
+    made, tone = random_truth(np.random.default_rng(4), 12, [6], [2]), {"tone": ["a"] * 12}
+    whole = write(tmp_path / "whole", made, [6], tone)
+    late = made.part(made.document >= 6)
+    late.document = late.document - 6
+    half = write(tmp_path / "half", late, [6], tone, ids=[f"doc-{d}" for d in range(6, 12)])
+    nameless = write(tmp_path / "nameless", made, [6], tone, ids=[None] * 12)
+    there, here = ({"document": numbers} for numbers in ([7, 9, 10], [1, 3, 4]))
+    found = analysis.risk_difference_between(whole, half, where=there, permutations=0)
+    assert float(abs(found["risk_difference"]).max()) == 0
+    back = analysis.risk_difference_between(half, whole, where=here, permutations=0)
+    np.testing.assert_array_equal(back["count_second"], found["count_first"])
+    for first, second, where in (
+        (whole, half, {"document": [2, 7]}),
+        (nameless, whole, there),
+        (whole, nameless, there),
+    ):
+        with pytest.raises(MoescopeError, match="going by their ids"):
+            analysis.risk_difference_between(first, second, where=where, permutations=0)
+
+
 def test_a_filter_is_the_store_of_the_filtered_corpus(tmp_path):
     made = random_truth(np.random.default_rng(5), 18, [6], [2])
     tone = ["ab"[d % 2] for d in range(18)]

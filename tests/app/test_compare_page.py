@@ -68,6 +68,20 @@ def test_sets_of_texts(desk):
     assert asked(many)[1:] == ({"document": list(range(6, DOCUMENTS))}, ("slice few", "slice rest"))
 
 
+def test_the_second_set_stays_in_the_slice(desk):
+    two = with_slice(parse("/store/a/compare?label=code")[0], "two", "domain", ["code", "math"])
+    assert sets_of(desk.scene(two))[:2] == ({"domain": ["code"]}, {"domain": ["math"]})
+    with pytest.raises(MoescopeError, match="No document of the slice 'two' has 'prose'"):
+        sets_of(desk.scene(two.go(against="prose")))
+    assert sets_of(desk.scene(two.go(label=None, against="prose")))[:2] == (
+        {"domain": ["code", "math"]},
+        {"domain": ["prose"]},
+    )
+    one = with_slice(two, "one", "domain", ["code"])
+    with pytest.raises(MoescopeError, match="Every document of the slice 'one' has 'code'"):
+        sets_of(desk.scene(one))
+
+
 def test_sets_by_documents_give_what_the_label_gives(desk):
     store = desk.shelf.open("a").store
     code = [d for d in range(DOCUMENTS) if DOMAIN[d] == "code"]
