@@ -187,7 +187,7 @@ window.dash_clientside = window.dash_clientside || {};
     for (let t = 0; t <= now; t++)
       for (let l = 0; l < n; l++) for (const e of experts[t][l]) if (e >= 0) z[l][e] += 1;
     const x = [], y = [];
-    if (now >= 0 && step !== null) for (let l = 0; l < n; l++) for (const e of experts[now][l]) if (e >= 0) { x.push(e); y.push(names[n - 1 - l]); }
+    if (now >= 0 && step !== null) for (let l = 0; l < n; l++) for (const e of experts[now][l]) if (e >= 0) { x.push(e); y.push(names[l]); }
     shown.dataset.step = key;
     const data = shown.data.slice(); // not restyle: it would forget that layers are categories
     data[0] = { ...data[0], z };

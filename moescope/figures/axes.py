@@ -24,9 +24,10 @@ def layer_axis(result: xr.Dataset, **more: Any) -> dict[str, Any]:
     return {
         "type": "category",
         "categoryorder": "array",
-        "categoryarray": names[::-1],
+        # In the order of the data: plotly sorts a heat map's z by category, but not what its tooltips say.
+        "categoryarray": names,
         # Given, because plotly shifts the range it finds for itself by half a row where axes of categories are matched.
-        "range": [-0.5, len(names) - 0.5],
+        "range": [len(names) - 0.5, -0.5],
         "tickmode": "array",
         "tickvals": names[::step],
         "ticklabelstandoff": 4,

@@ -324,8 +324,7 @@ def _mark(figure: go.Figure, result: xr.Dataset, chosen: tuple[str | int, int]) 
     if not rows or expert not in result["expert"].values or not bool(result["exists"].values[rows[0], expert]):
         raise MoescopeError(f"This result has no expert {expert} in layer {where}.")
     for row in rows:
-        middle = len(sites) - 1 - row  # categories count from the bottom
-        edge = {"x0": expert - 0.5, "x1": expert + 0.5, "y0": middle - 0.5, "y1": middle + 0.5}
+        edge = {"x0": expert - 0.5, "x1": expert + 0.5, "y0": row - 0.5, "y1": row + 0.5}
         # Light under dark: seen on every colour of either mode.
         for width, colour in ((5, "#ffffff"), (2, "#14171b")):
             figure.add_shape(type="rect", line={"color": colour, "width": width}, name="chosen", **edge)

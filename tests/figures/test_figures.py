@@ -41,7 +41,8 @@ def test_load_map_and_its_null():
     np.testing.assert_allclose(marks["busiest"].x, [2, 1])
     np.testing.assert_allclose(marks["chance"].x, result["null_max_vio_p99"] + 1)
     # Layers stand from the first at the top.
-    assert list(figure.layout.yaxis.categoryarray) == ["7", "3"]
+    assert list(figure.layout.yaxis.categoryarray) == ["3", "7"]
+    assert figure.layout.yaxis.range == (1.5, -0.5)
 
 
 def test_load_by_label_has_one_map_for_each():
@@ -69,7 +70,7 @@ def test_significance_is_drawn_in():
         np.testing.assert_array_equal(np.where(stands, full, pale), value[..., label])
     assert not np.isnan(drawn[1].z[1][5])
     axes = figures.npmi(result).select_yaxes()
-    assert {tuple(axis.range) for axis in axes} == {(-0.5, 2.5)}
+    assert {tuple(axis.range) for axis in axes} == {(2.5, -0.5)}
 
 
 def test_many_labels_are_cut_with_a_word_about_it():
