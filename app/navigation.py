@@ -135,7 +135,13 @@ def register(app: Dash, desk: Desk) -> None:
         if not key or not place or place.get("trouble") or not place.get("layers"):
             return no_update
         here = parse(place["href"])[0]
-        there = stepped(here, desk.scene(here), str(key.get("do")), str(key.get("view") or ""))
+        if key.get("do") != "walk":
+            there = stepped(here, desk.scene(here), str(key.get("do")), str(key.get("view") or ""))
+            return no_update if there == here else there.href
+        there = parse(str(key["from"]))[0]
+        scene = desk.scene(there)
+        for step in key["steps"]:
+            there = stepped(there, scene, str(step))
         return no_update if there == here else there.href
 
     @app.callback(

@@ -49,7 +49,7 @@ window.dash_clientside = window.dash_clientside || {};
           if (row >= 0) for (const [x, y] of meta.axes || [["x", "y"]])
             kept.push({
               name: "selected", type: "rect", xref: x, yref: y, line: { width: 2.5, color: "#d6336c" }, layer: "above",
-              x0: place.expert - 0.5, x1: place.expert + 0.5, y0: meta.marks.length - row - 1.5, y1: meta.marks.length - row - 0.5,
+              x0: place.expert - 0.5, x1: place.expert + 0.5, y0: row - 0.5, y1: row + 0.5,
             });
         }
         if (kept.length || has) window.Plotly.relayout(plot, { shapes: kept });
@@ -162,6 +162,19 @@ window.dash_clientside = window.dash_clientside || {};
     else go(link.dataset.go);
   }
 
+  /* Steps pressed faster than the server answers count from where the first was pressed. */
+  let steps = [], from = "", pressed = 0;
+  function walk(step) {
+    if (Date.now() - pressed > 3000) steps = [];
+    if (!steps.length) from = window.location.pathname + window.location.search;
+    pressed = Date.now();
+    steps = [...steps, step];
+    tell("key", { do: "walk", from, steps });
+  }
+  const stand = () => { steps = []; };
+  document.addEventListener("pointerdown", stand, true);
+  window.addEventListener("popstate", stand);
+
   document.addEventListener("click", function (event) {
     document.querySelectorAll("details.how-to-read[open]").forEach((how) => { if (!how.contains(event.target)) how.open = false; });
     const link = event.target.closest("[data-go]");
@@ -173,17 +186,18 @@ window.dash_clientside = window.dash_clientside || {};
   document.addEventListener("keydown", function (event) {
     const target = event.target;
     /* What stands in the box now: the server may hear of the last letters only after Enter. */
-    if (event.key === "Enter" && target.id === "search") { tell("seek", { text: target.value }); return; }
+    if (event.key === "Enter" && target.id === "search") { tell("seek", { text: target.value }); target.blur(); return; }
     if (event.key === "Enter" && target.dataset && target.dataset.go) { event.preventDefault(); follow(target); return; }
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.key === "Shift") return;
     if (event.key === "Escape" && document.body.classList.contains("has-full") && !document.querySelector(".mantine-Modal-content")) {
       tell("key", { do: "full", view: "" });
       return;
     }
     if (target.closest && target.closest("input, textarea, select, [contenteditable], .ag-root, [role=combobox]")) return;
     const step = { j: "next-expert", k: "previous-expert", J: "next-layer", K: "previous-layer" }[event.key];
-    if (step) { tell("key", { do: step }); event.preventDefault(); }
-    else if (event.key === "/") { const box = document.getElementById("search"); if (box) { box.focus(); event.preventDefault(); } }
+    if (step) { walk(step); event.preventDefault(); return; }
+    stand();
+    if (event.key === "/") { const box = document.getElementById("search"); if (box) { box.focus(); event.preventDefault(); } }
     else if (event.key === "?") document.getElementById("help-switch").click();
     else if (event.key === "t") document.getElementById("theme-switch").click();
   });

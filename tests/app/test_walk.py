@@ -52,6 +52,26 @@ def test_a_click_selects_and_every_control_follows_and_back_undoes(visitor):
     visitor.well()
 
 
+def test_the_pointer_is_told_the_number_of_its_own_cell(visitor, shelf):
+    from moescope.analysis import load
+    from moescope.store import Store
+
+    relative = load(Store.open(shelf / "demo"))["relative_load"].values
+    layers, experts = relative.shape
+    visitor.go("/store/demo")
+    box = visitor.page.locator("#panel-grid .nsewdrag").first.bounding_box()
+    for layer, expert in ((0, 7), (1, 0), (layers - 1, 12)):
+        at = box["x"] + box["width"] * (expert + 0.5) / experts, box["y"] + box["height"] * (layer + 0.5) / layers
+        visitor.page.mouse.move(*at)
+        said = f"layer {layer}, expert {expert}{relative[layer, expert]:.2f} × its fair share"
+        visitor.page.wait_for_function(
+            "(said) => [...document.querySelectorAll('#panel-grid .hovertext')].some((e) => e.textContent === said)",
+            arg=said,
+            timeout=10_000,
+        )
+    visitor.well()
+
+
 def test_keys_walk_through_experts_and_layers(visitor):
     visitor.go("/store/demo/L3/E15")
     visitor.page.keyboard.press("j")
@@ -64,8 +84,10 @@ def test_keys_walk_through_experts_and_layers(visitor):
     visitor.page.keyboard.type("L2E9")
     visitor.page.keyboard.press("Enter")
     visitor.arrive("/store/demo/L2/E9")
-    visitor.page.keyboard.press("Escape")
-    visitor.page.locator("body").click(position={"x": 2, "y": 400})
+    # The search lets go of the keyboard, and steps pressed faster than they are answered all count.
+    for step in ("j", "j", "Shift+J", "j"):
+        visitor.page.keyboard.press(step)
+    visitor.arrive("/store/demo/L3/E12")
     visitor.page.keyboard.press("?")
     visitor.page.wait_for_selector("text=next / previous expert")
     visitor.well()
