@@ -178,7 +178,6 @@ class Bench:
         """
         with self.turn(job):
             model = self._ready(job, question.choice)
-            _require_room(model, question)
             from moescope.decoding import answers_apart
 
             job.partial = dict.fromkeys(question.answers, "")
@@ -244,21 +243,6 @@ def new_folder(root: Path, alone: bool, name: str) -> Path:
     if os.path.lexists(root / name):
         raise MoescopeError(f"{name} exists already; choose another name.")
     return root / name
-
-
-def _require_room(model: Model, question: Question) -> None:
-    """Refuses what would run past the positions that a model was made for: it goes on beyond them, without sense."""
-    from moescope.decoding.watching import asked
-
-    if model.max_positions is None or model.tokenizer is None:
-        return
-    text, special = asked(model, question.prompt, question.chat)
-    tokens = len(model.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-    if tokens + question.new > model.max_positions:
-        raise MoescopeError(
-            f"The prompt has {tokens:,} tokens and up to {question.new:,} are to be written after it, but {model.name} "
-            f"was made for {model.max_positions:,} positions: shorten the prompt, or let it write fewer."
-        )
 
 
 def _answer(job: Job, model: Model, question: Question, name: str) -> Written:

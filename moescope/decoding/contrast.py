@@ -208,7 +208,7 @@ def self_contrast(
         steps: keep both distributions of each token.
 
     Raises:
-        MoescopeError: no tokenizer, or a number out of its range.
+        MoescopeError: no tokenizer, no room in the model's positions, or a number out of its range.
     """
     from moescope.decoding.problems import written
 

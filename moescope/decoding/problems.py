@@ -73,7 +73,11 @@ def generate(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> list[Written]:
-    """Go on from each prompt, greedily or by sampling, with a recipe live or without one."""
+    """Go on from each prompt, greedily or by sampling, with a recipe live or without one.
+
+    Raises:
+        MoescopeError: no tokenizer, or a prompt that leaves no room for so many tokens in the model's positions.
+    """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     options = {"do_sample": do_sample, "temperature": temperature if do_sample else None, "seed": seed}
     with nullcontext() if recipe is None else model.edited(recipe):
@@ -88,13 +92,14 @@ def written(
     Without `special` the tokenizer adds no special tokens of its own: a chat template has written them already.
 
     Raises:
-        MoescopeError: the model has no tokenizer or cannot generate.
+        MoescopeError: the model has no tokenizer, cannot generate, or was made for fewer positions.
     """
-    if model.tokenizer is None:
-        raise MoescopeError("This model was wrapped without a tokenizer; pass one: moescope.wrap(hf_model, tokenizer).")
+    _require_tokenizer(model)
     if not hasattr(model.hf, "generate") or max_new_tokens < 1:
         raise MoescopeError("This model cannot generate, or was asked for no token.")
-    batch = model.tokenizer(list(prompts), return_tensors="pt", add_special_tokens=special).to(model.device)
+    batch = model.tokenizer(list(prompts), return_tensors="pt", add_special_tokens=special, verbose=False)
+    _require_room(model, batch["input_ids"].shape[1], max_new_tokens)
+    batch = batch.to(model.device)
     torch.manual_seed(seed)
     with torch.inference_mode():
         ids = model.hf.generate(
@@ -115,12 +120,15 @@ def written(
 def answered(
     model: Model, prompts: Sequence[str], max_new_tokens: int, *, together: int = 16, **options: Any
 ) -> list[Written]:
-    """What is written after each prompt, in their order; those of equal length in tokens share batches."""
-    if model.tokenizer is None:
-        raise MoescopeError("This model was wrapped without a tokenizer; pass one: moescope.wrap(hf_model, tokenizer).")
+    """What is written after each prompt, in their order; those of equal length in tokens share batches.
+
+    Raises:
+        MoescopeError: as `written`, before anything is written.
+    """
     by_length: dict[int, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        by_length.setdefault(len(model.tokenizer(prompt)["input_ids"]), []).append(place)
+    for place, length in enumerate(_lengths(model, prompts)):
+        by_length.setdefault(length, []).append(place)
+    _require_room(model, max(by_length, default=0), max_new_tokens)
     if model.own_batch is not None:
         together = 1
     found: dict[int, Written] = {}
@@ -130,6 +138,33 @@ def answered(
             texts = written(model, [prompts[place] for place in some], max_new_tokens, **options)
             found |= zip(some, texts, strict=True)
     return [found[place] for place in range(len(prompts))]
+
+
+def _lengths(model: Model, prompts: Sequence[str]) -> list[int]:
+    """Tokens of each prompt."""
+    _require_tokenizer(model)
+    return [len(model.tokenizer(prompt, verbose=False)["input_ids"]) for prompt in prompts]
+
+
+def _require_tokenizer(model: Model) -> None:
+    if model.tokenizer is None:
+        raise MoescopeError("This model was wrapped without a tokenizer; pass one: moescope.wrap(hf_model, tokenizer).")
+
+
+def _require_room(model: Model, tokens: int, new: int) -> None:
+    """Refuses what would run past the positions that a model was made for.
+
+    Rotary and most other encodings go on beyond them without an error, and without sense.
+    """
+    limit = model.max_positions
+    if limit is None or tokens + new <= limit:
+        return
+    room = limit - tokens
+    fewer = f"ask for {room:,} new tokens at most, or shorten the prompt" if room > 0 else "shorten the prompt"
+    raise MoescopeError(
+        f"The prompt has {tokens:,} tokens and up to {new:,} are to be written after it, but {model.name} was made "
+        f"for {limit:,} positions: {fewer}."
+    )
 
 
 def end_tokens(model: Model) -> set[int | None]:
@@ -166,10 +201,14 @@ def tune(
     Returns:
         Dataset with dims (alpha, beta): solved, low, high, gained, lost (problems), p, tokens (mean written); and
         plain, plain_low, plain_high, plain_tokens (); attrs: problems.
+
+    Raises:
+        MoescopeError: no problems, or a prompt that leaves no room for its answer.
     """
     items = list(problems)
     if not items:
         raise MoescopeError("There are no problems to tune on.")
+    _require_room(model, max(_lengths(model, [item.prompt for item in items])), max_new_tokens)
     done = 0
 
     def attempt(options: dict[str, Any]) -> tuple[np.ndarray, float]:

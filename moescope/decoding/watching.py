@@ -67,7 +67,8 @@ def watched(
         seed: of sampling.
 
     Raises:
-        MoescopeError: no tokenizer, no chat template, a recipe beside a contrast, or a number out of its range.
+        MoescopeError: no tokenizer, no chat template, no room in the model's positions, a recipe beside a contrast, or
+            a number out of its range.
     """
     if contrast is not None and recipe is not None:
         raise MoescopeError("Self-contrast takes its edits itself: SelfContrast(model, strong=recipe).")
