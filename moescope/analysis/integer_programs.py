@@ -2,13 +2,14 @@
 
 Through SciPy it takes no interrupt, and its time limit is not looked at during presolve. An analysis that somebody
 watches (`moescope.analysis.watching`) solves whatever may take longer than `SHORT` in a process of its own, which is
-ended as soon as the watcher raises.
+ended as soon as the watcher raises, and ends by itself when this process is killed.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -105,7 +106,7 @@ def _aside(
         )  # fmt: skip
         program.seek(0)
         # -P: what lies in the working directory is not imported.
-        command = [sys.executable, "-P", str(_SCRIPT)]
+        command = [sys.executable, "-P", str(_SCRIPT), str(os.getpid())]
         process = subprocess.Popen(command, stdin=program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         while True:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -77,6 +81,57 @@ def test_a_placement_that_nobody_wants_any_more_ends_at_once(processes):
         exflow(counts, 4, time_limit=600)
     (process,) = processes
     assert process.poll() not in (None, 0)
+
+
+LONG = """
+import subprocess
+import numpy as np
+from moescope.analysis import integer_programs, watched
+from moescope.analysis.placement_programs import exflow
+
+real = subprocess.Popen
+def told(*args, **kwargs):
+    process = real(*args, **kwargs)
+    print(process.pid, flush=True)
+    return process
+integer_programs.subprocess.Popen = told
+counts = [np.random.default_rng(step).integers(0, 200, (16, 16)) for step in range(4)]
+with watched(lambda *step: None):
+    exflow(counts, 4, time_limit=600)
+"""
+
+
+def seconds_of_work(pid):
+    """Processor time of a process; None once it has ended, whether or not anybody took note."""
+    state, time = (subprocess.run(["ps", "-o", what, "-p", pid], capture_output=True, text=True, check=False).stdout
+                   for what in ("stat=", "time="))  # fmt: skip
+    if not time.strip() or state.strip().startswith("Z"):
+        return None
+    hours, minutes, seconds = time.strip().rpartition("-")[2].split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def until(true, deadline=120.0):
+    """Waits for it."""
+    begun = time.monotonic()
+    while not true():
+        assert time.monotonic() - begun < deadline
+        time.sleep(0.1)
+
+
+def test_a_solver_ends_soon_after_the_process_that_waits_for_it_is_killed():
+    parent = subprocess.Popen([sys.executable, "-c", LONG], stdout=subprocess.PIPE, text=True)
+    solver = parent.stdout.readline().strip()
+    try:
+        until(lambda: seconds_of_work(solver) >= 3)  # past its imports: HiGHS runs
+        parent.kill()
+        parent.wait()
+        until(lambda: seconds_of_work(solver) is None, deadline=30)
+    finally:
+        parent.kill()
+        parent.communicate()
+        if seconds_of_work(solver) is not None:
+            os.kill(int(solver), signal.SIGKILL)
 
 
 def test_a_solver_that_dies_is_one_sentence(tmp_path, monkeypatch):
