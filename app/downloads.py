@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from dash import Dash
 from flask import Response, request
 
+from moescope.analysis.spreadsheets import as_csv
 from moescope.app import book
 from moescope.app.answers import Pending
 from moescope.app.drawing import figure_of
@@ -19,12 +19,6 @@ from moescope.app.scene import Desk
 from moescope.app.tables import rows_of
 from moescope.app.views import FigureView, TableView
 from moescope.errors import MoescopeError, StoreError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What a spreadsheet takes for the beginning of a formula, or skips before one: OWASP, CSV Injection."""
 
 
 def register(app: Dash, desk: Desk) -> None:
@@ -71,26 +65,6 @@ def _made(desk: Desk, name: str, kind: str) -> Response:
         rows.to_parquet(held, index=False)
         return _sent(held.getvalue(), "application/vnd.apache.parquet", f"{name}.parquet")
     return _said("There is no such file.", 404)
-
-
-def as_csv(rows: pd.DataFrame) -> str:
-    """Rows as CSV that a spreadsheet may open: text that it would run as a formula gets a quote before it.
-
-    Tokens and labels come from corpora. A text (or heading) that begins with =, +, -, @, a tab or a line's end has a
-    single quote put before it, as OWASP advises; numbers are as they are. Parquet holds every text as it is.
-    """
-
-    def plain(cell: Any) -> Any:
-        return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
-
-    safe = rows.rename(columns=plain)
-    for place, kind in enumerate(safe.dtypes):
-        if kind.kind not in "biufM":
-            cells = np.empty(len(safe), dtype=object)
-            cells[:] = [plain(cell) for cell in safe.iloc[:, place]]
-            safe.isetitem(place, cells)
-    # Lines end as RFC 4180 has them: with "\n" alone a token "\r" would not be quoted, and would break its row.
-    return safe.to_csv(index=False, lineterminator="\r\n")
 
 
 def _said(words: str, status: int) -> Response:

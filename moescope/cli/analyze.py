@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from moescope.analysis import ANALYSES, table
+from moescope.analysis.spreadsheets import write_csv
 from moescope.cli import screen
 from moescope.errors import MoescopeError
 from moescope.store import Store
@@ -159,7 +160,7 @@ def _show(result: xr.Dataset, rows: str | None, json: bool, csv: Path | None, ht
     dims = None if rows is None else [name.strip() for name in rows.split(",")]
     found = table(result, dims)
     if csv is not None:
-        found.to_csv(csv, index=False)
+        write_csv(found, csv)
     if html is not None:
         from moescope.figures import draw
 

@@ -192,10 +192,11 @@ def _say_same(found: xr.Dataset, corpus: Any, json: bool) -> None:
 
 def _show(result: xr.Dataset, json: bool, csv: Path | None, html: Path | None, also: list[str] | None = None) -> None:
     from moescope.analysis import table
+    from moescope.analysis.spreadsheets import write_csv
 
     rows = table(result)
     if csv is not None:
-        rows.to_csv(csv, index=False)
+        write_csv(rows, csv)
     if html is not None:
         from moescope.figures import draw
 

@@ -99,12 +99,13 @@ def reroute(
 def _judge(rerouter: Any, asked: Any, after: str, new: int, seed: int, csv: Path | None, json: bool) -> None:
     from moescope import decoding
     from moescope.analysis import table
+    from moescope.analysis.spreadsheets import write_csv
 
     with screen.counting(2 * len(asked), "problems") as advance:
         result = decoding.judge(rerouter, asked, after=after, max_new_tokens=new, seed=seed, on_progress=advance)
     rows = table(result)
     if csv is not None:
-        rows.to_csv(csv, index=False)
+        write_csv(rows, csv)
     if json:
         screen.print_json({"attrs": result.attrs, "rows": rows.to_dict("records")})
         return

@@ -79,6 +79,7 @@ def trace(
     screen.quiet_transformers()
     from moescope import effects
     from moescope.analysis import table
+    from moescope.analysis.spreadsheets import write_csv
     from moescope.effects.pathtraces import parsed
     from moescope.hooks import load
 
@@ -118,7 +119,7 @@ def trace(
         words = result["word"].values
         rows_of.insert(2, "word", [words[position] for position in rows_of["position"]])
     if csv is not None:
-        rows_of.to_csv(csv, index=False)
+        write_csv(rows_of, csv)
     if html is not None:
         from moescope.figures import draw
 

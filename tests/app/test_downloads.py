@@ -9,42 +9,16 @@ import shutil
 from urllib.parse import quote
 
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from moescope.app import build
-from moescope.app.downloads import as_csv
 from moescope.store import Store
 from tests.analysis.made_stores import random_truth, write
-
-_TEXTS = st.lists(st.one_of(st.none(), st.text(st.characters(exclude_categories=["Cs"]), max_size=8)), min_size=1)
 
 
 def read(text):
     return list(csv.reader(io.StringIO(text, newline="")))
-
-
-@given(_TEXTS)
-def test_no_cell_begins_as_a_formula_and_every_text_can_be_had_back(texts):
-    rows = pd.DataFrame({"text": pd.Series(texts, dtype=object), "n": range(len(texts))})
-    cells = [row[0] for row in read(as_csv(rows))[1:]]
-    for cell, text in zip(cells, texts, strict=True):
-        assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"))
-        assert cell == (text or "") or cell == f"'{text}"
-        assert cell == (text or "") or text[0] in "=+-@\t\r\n＝＋－＠"
-
-
-def test_numbers_and_what_is_missing_are_untouched():
-    mixed = pd.Series([-3, None, "-3"], dtype=object)
-    rows = pd.DataFrame({"=a": [-1.5, np.nan, 2.0], "n": [-7, 0, 7], "mixed": mixed, "yes": [True, False, True]})
-    rows["kind"] = pd.Categorical(["-x", "y", "-x"])
-    assert as_csv(rows).splitlines() == [
-        "'=a,n,mixed,yes,kind", "-1.5,-7,-3,True,'-x", ",0,,False,y", "2.0,7,'-3,True,'-x"
-    ]  # fmt: skip
-    assert rows.columns[0] == "=a"
 
 
 @pytest.fixture
