@@ -147,17 +147,22 @@ class Bench:
                 self.measured.popitem(last=False)
             return job
 
-    def measure(self, job: Job, model: Model, work: Callable[[Model], Any]) -> Any:
+    def measure(self, job: Job, weights: str, work: Callable[[Model], Any]) -> Any:
         """`work(model)` in a turn of its own.
+
+        Args:
+            job: that measures.
+            weights: fingerprint of the model's weights, and not the model: who waits must not keep it in memory.
+            work: on the model.
 
         Raises:
             MoescopeError: this model is no longer the one in memory.
             CancelledError: somebody pressed cancel; the model is what it was.
         """
         with self.turn(job):
-            if self.held is None or self.held[1] is not model:
+            if self.held is None or self.held[1].weights_fingerprint != weights:
                 raise MoescopeError("The model was unloaded while this waited for its turn; load it again in the lab.")
-            return work(model)
+            return work(self.held[1])
 
     def load(self, job: Job, choice: Choice) -> None:
         """Has this model in memory afterwards, and no other."""
@@ -217,6 +222,8 @@ class Bench:
             self.loading = None
         job.check()
         self.held = choice, model
+        if self.started is not None and self.started.over:
+            self.started = None  # that an earlier one failed is no longer news
         return model
 
     def _drop(self) -> None:
@@ -307,7 +314,7 @@ class _Bar:
     """As much of a progress bar as loading needs."""
 
     def __init__(self, job: Job, iterable: Any = None, desc: str = "", total: int | None = None, **more: Any) -> None:
-        self._job, self._iterable, self._desc, self._done = job, iterable, desc or "loading", 0
+        self._job, self._iterable, self._desc = job, iterable, desc or "loading"
         self.total = total if total is not None else len(iterable) if hasattr(iterable, "__len__") else 0
         self.n = 0
 

@@ -56,7 +56,8 @@ def draw(scene: Scene) -> Any:
         raise Pending(job)
     if job is not None and job.state == "done":
         return _shown(scene, model, job.result, site, expert)
-    trouble = [note(job.error, trouble=True)] if job is not None and job.state == "failed" else []
+    failed = job is not None and job.state == "failed"
+    trouble = [note(scene.desk.shelf.without_root(job.error), trouble=True)] if failed else []
     button = dmc.Button("Measure", id="effect-measure", size="xs", n_clicks=0)
     return html.Div([*trouble, html.P(_plan(scene), className="dim"), button], className="causes")
 
@@ -71,8 +72,9 @@ def measured(scene: Scene) -> xr.Dataset | None:
 def model_of(scene: Scene) -> tuple[Model | None, list[Any]]:
     """The lab's model if it is this store's, else why there is none, with the way to one."""
     bench, record = scene.desk.bench, scene.store.manifest.model
+    held = bench.held  # asked once: somebody may unload it meanwhile
     lab = to(scene.place.go(page="lab", model=None, full=None), f"load {record.name} in the lab")
-    if bench.held is None:
+    if held is None:
         if bench.loading is not None:
             words = ["The lab is loading a model: look again when it is there."]
         else:
@@ -81,10 +83,10 @@ def model_of(scene: Scene) -> tuple[Model | None, list[Any]]:
     from moescope.effects.causing import require_model
 
     try:
-        require_model(bench.held[1], scene.store)
+        require_model(held[1], scene.store)
     except MoescopeError as error:
         return None, [html.P([f"The lab has another model in memory. {error} To measure here, ", lab, "."])]
-    return bench.held[1], []
+    return held[1], []
 
 
 def begun(scene: Scene) -> Job:
@@ -99,6 +101,7 @@ def begun(scene: Scene) -> Job:
     if model is None:
         raise MoescopeError("No model of this store is in memory: load it in the lab." if why else "No model.")
     desk, store, by, where, texts = scene.desk, scene.store, scene.by, where_of(scene), _texts(scene)
+    weights = model.weights_fingerprint
 
     def work(job: Job) -> xr.Dataset:
         from moescope.effects import causal_effect
@@ -109,7 +112,7 @@ def begun(scene: Scene) -> Job:
                 on_progress=lambda done, total: job.report("tokens through the model", done, total),
             )  # fmt: skip
 
-        return desk.bench.measure(job, model, on_model)
+        return desk.bench.measure(job, weights, on_model)
 
     title = f"Masking {scene.place.expert_name} and others of its layer:"
     return desk.bench.remember(_asked(scene, model), lambda: desk.jobs.start(title, work, free=True))

@@ -42,7 +42,7 @@ def draw(scene: Scene) -> Any:
             dcc.Interval(id=_part("clock", job.id), interval=200, max_intervals=0 if job.over else 1),
             html.Div(
                 [
-                    html.Div(_progress(job), id=_part("progress", job.id), role="status"),
+                    html.Div(_progress(scene.desk, job), id=_part("progress", job.id), role="status"),
                     dmc.Button(
                         "Cancel",
                         id=_part("cancel", job.id),
@@ -100,7 +100,7 @@ def register(app: Dash, desk: Desk) -> None:
         now = [over, job.state, job.what, job.done, sum(map(len, (job.partial or {}).values()))]
         if now == seen:
             return no_update, no_update, clock, no_update, no_update
-        return _progress(job), _columns(asked, job), clock, {"display": "none"} if over else {}, now
+        return _progress(desk, job), _columns(asked, job), clock, {"display": "none"} if over else {}, now
 
 
 def run(scene: Scene) -> tuple[Question, Job]:
@@ -154,11 +154,11 @@ def shade(change: float) -> str:
     return f"{'up' if change > 0 else 'down'}{step}" if abs(change) >= FAINT else ""
 
 
-def _progress(job: Job) -> Any:
+def _progress(desk: Desk, job: Job) -> Any:
     if job.state == "done":
         return None
     if job.state == "failed":
-        return dmc.Alert(job.error, color="red", variant="light", className="note")
+        return dmc.Alert(desk.shelf.without_root(job.error), color="red", variant="light", className="note")
     if job.state == "cancelled":
         return dmc.Text("Cancelled; what was written until then stays.", size="sm", c="dimmed")
     words = f"{job.what}: {job.done:,} of {job.total:,}" if job.total else job.what or "beginning"

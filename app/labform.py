@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 
 from moescope.app import controls, recipes
 from moescope.app.aria import named
@@ -18,6 +18,8 @@ from moescope.errors import MoescopeError
 NEW, SEED, BETA, ALPHA = 64, 0, 0.5, 0.1  # as `moescope generate` has them
 MOST = 512  # tokens of one answer: what a page of coloured tokens can show
 LONGEST_PROMPT = 7_000  # characters, so that the address holds it
+_ASKED = ("model", "prompt", "new", "temperature", "seed", "chat", "contrast", "beta", "alpha", "recipe")
+"""Fields of the place that say what is generated."""
 
 
 def draw(scene: Scene) -> Any:
@@ -89,25 +91,22 @@ def register(app: Dash, desk: Desk) -> None:
         prevent_initial_call=True,
     )
 
-    def field(name: str, default: Any) -> State:
-        return State({"type": "set", "field": name, "default": str(default)}, "value")
-
     @app.callback(
         Output("url", "href", allow_duplicate=True),
         Output("lab-trouble", "children"),
         Input("lab-go", "data"),
         State("place", "data"),
-        State({"type": "set", "field": "prompt", "default": ""}, "value"),
+        State({"type": "set", "field": ALL, "default": ALL}, "id"),
+        State({"type": "set", "field": ALL, "default": ALL}, "value"),
         prevent_initial_call=True,
     )
-    def _generate(go: Any, place: Any, prompt: Any) -> Any:
+    def _generate(go: Any, place: Any, names: Any, values: Any) -> Any:
         if not go or not place or place.get("trouble"):
             return no_update, no_update
-        here = parse(place["href"])[0].go(prompt=prompt or None)
         try:
-            return begun(desk, here).href, None
+            return begun(desk, asked(parse(place["href"])[0], names, values)).href, None
         except MoescopeError as error:
-            return no_update, note(str(error), trouble=True)
+            return no_update, note(desk.shelf.without_root(str(error)), trouble=True)
 
     @app.callback(
         Output("lab-watch", "n_intervals"),
@@ -126,8 +125,8 @@ def register(app: Dash, desk: Desk) -> None:
                 f"loading {chosen.name}", lambda job: desk.bench.load(job, chosen), free=True
             )
         if ctx.triggered_id == "lab-unload" and unload:
-            if desk.bench.loading is not None:
-                desk.bench.loading.cancel()
+            if (loading := desk.bench.loading) is not None:
+                loading.cancel()
             else:
                 desk.jobs.start("unloading", desk.bench.unload, free=True)
         return (ticks or 0) + 1  # at once, and not at the next tick
@@ -146,7 +145,7 @@ def register(app: Dash, desk: Desk) -> None:
         try:
             words = said(desk.scene(parse(place["href"])[0]))
         except MoescopeError as error:
-            words = str(error)
+            words = desk.shelf.without_root(str(error))
         return no_update if words == before else words, more
 
 
@@ -208,26 +207,43 @@ def question(scene: Scene) -> Question:
     )
 
 
+def asked(here: Place, names: list[dict[str, str]], values: list[Any]) -> Place:
+    """The place with what the lab's controls show: it may not have heard of the last of it yet.
+
+    Args:
+        here: as the page knows it.
+        names: ids of controls of the page, those of `controls`.
+        values: of each.
+
+    Raises:
+        MoescopeError: more than an address can hold.
+    """
+    for name, value in zip(names, values, strict=True):
+        if name["field"] in _ASKED:
+            here = controls.chosen(here, name["field"], value, name["default"])
+    return here
+
+
 def begun(desk: Desk, here: Place) -> Place:
     """Begins to generate what a place asks for; the place that shows it."""
-    asked = question(desk.scene(here))
-    job = desk.jobs.start("generating", lambda job: desk.bench.generate(job, asked), free=True)
-    desk.bench.keep(asked, job)
+    wanted = question(desk.scene(here))
+    job = desk.jobs.start("generating", lambda job: desk.bench.generate(job, wanted), free=True)
+    desk.bench.keep(wanted, job)
     return here.go(run=job.id)
 
 
 def said(scene: Scene) -> str:
     """What is in memory, in words."""
     bench: Bench = scene.desk.bench
-    loading, started = bench.loading, bench.started
+    loading, started, held = bench.loading, bench.started, bench.held
     if loading is not None:
         share = f": {loading.done:,} of {loading.total:,}" if loading.total else " (weights are fetched the first time)"
         return f"Loading: {loading.what}{share}. Unload stops it."
-    if bench.held is None:
+    if held is None:
         if started is not None and started.state == "failed":
-            return started.error
+            return scene.desk.shelf.without_root(started.error)
         return "No model is in memory; Generate loads the chosen one."
-    chosen, model = bench.held
+    chosen, model = held
     size = f"{model.n_parameters / 1e6:,.1f}M" if model.n_parameters < 1e9 else f"{model.n_parameters / 1e9:,.1f}B"
     words = f"{chosen.name} is in memory: {size} parameters, {str(model.hf.dtype).removeprefix('torch.')} on "
     room = "" if model.max_positions is None else f", {model.max_positions:,} positions for prompt and answer"

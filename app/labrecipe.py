@@ -45,7 +45,7 @@ def register(app: Dash, desk: Desk) -> None:
             text = recipefiles.uploaded(desk.scene(here), str(file.get("name")), str(file.get("content")))
             return here.go(recipe=text).href, None
         except MoescopeError as error:
-            return no_update, note(str(error), trouble=True)
+            return no_update, note(desk.shelf.without_root(str(error)), trouble=True)
 
 
 def _edits(scene: Scene) -> list[Any]:

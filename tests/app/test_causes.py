@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shlex
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -181,15 +183,48 @@ def test_a_model_that_is_unloaded_before_its_turn_is_said(loaded):
     assert "unloaded while this waited" in waits.error
 
 
+def test_a_measurement_that_waits_does_not_keep_an_unloaded_model_in_memory(loaded):
+    hold, bench = threading.Event(), loaded.bench
+
+    def holds(job):
+        with bench.turn(job):
+            assert hold.wait(60)
+
+    loaded.jobs.start("holding", holds, free=True)
+    waits = causes.begun(loaded.scene(HERE.go(expert=8)))
+    chosen, model = bench.held
+    forgotten = weakref.ref(model)
+    del model
+    bench.held = None
+    gc.collect()
+    assert forgotten() is None
+    # The same weights in memory again are the model that was asked about.
+    assert loaded.jobs.start("loading", lambda job: bench._ready(job, chosen), free=True).wait(60)
+    hold.set()
+    assert waits.wait(60)
+    assert waits.state == "done", waits.error
+
+
+def test_a_model_that_goes_while_a_panel_is_drawn_is_not_asked_for_again(loaded, monkeypatch):
+    from moescope.effects import causing
+
+    bench, held = loaded.bench, loaded.bench.held
+    monkeypatch.setattr(causing, "require_model", lambda *asked: setattr(bench, "held", None))
+    try:
+        assert causes.model_of(loaded.scene(HERE)) == (held[1], [])
+    finally:
+        bench.held = held
+
+
 def test_a_failure_is_said_beside_the_button(loaded, monkeypatch):
     import moescope.effects
 
     def refuses(*args, **more):
-        raise MoescopeError("This family's experts cannot be masked.")
+        raise MoescopeError(f"This family's experts cannot be masked ({loaded.shelf.root}/model).")
 
     monkeypatch.setattr(moescope.effects, "causal_effect", refuses, raising=False)
     there = HERE.go(expert=9)
     assert causes.begun(loaded.scene(there)).wait(30)
     shown = words(panel(loaded, there))
-    assert "cannot be masked" in shown
+    assert "cannot be masked (model)" in shown
     assert "Measure" in shown

@@ -405,6 +405,30 @@ def test_a_checkpoint_is_written_proven_and_never_overwritten(desk, model, folde
     assert not (folder / "promoted").exists()
 
 
+def test_what_failed_says_no_path_of_the_server(desk, model, folder, monkeypatch):
+    from moescope import hooks
+
+    def fails(*asked, **more):
+        raise MoescopeError(f"There is no config.json in {folder}/gone.")
+
+    bench = Bench()
+    elsewhere = replace(desk, bench=bench)
+    with monkeypatch.context() as patched:
+        patched.setattr(hooks, "load", fails)
+        bench.started = desk.jobs.start("loading", lambda job: bench.load(job, Choice("gone")), free=True)
+        assert bench.started.wait(60)
+        there = labform.begun(elsewhere, HERE)
+        assert bench.runs[there.run][1].wait(60)
+    said = "There is no config.json in gone."
+    assert labform.said(elsewhere.scene(HERE)) == said
+    assert said in _words(labanswers.draw(elsewhere.scene(there)))
+    # Once another model was in memory, that is no longer news.
+    monkeypatch.setattr(hooks, "load", lambda *asked, **more: model)
+    _done(desk.jobs.start("loading", lambda job: bench.load(job, Choice(MODEL)), free=True))
+    _done(desk.jobs.start("unloading", bench.unload, free=True))
+    assert "No model is in memory" in labform.said(elsewhere.scene(HERE))
+
+
 def test_unloading_forgets_the_model(desk, model):
     _done(desk.jobs.start("unloading", desk.bench.unload, free=True))
     assert desk.bench.held is None

@@ -71,3 +71,26 @@ def test_an_expert_clicked_elsewhere_steers_the_answer(visitor, tmp_path, monkey
     visitor.settle()
     assert [page.locator(".answer .said").nth(number).inner_text() for number in (0, 1)] == [plain, edited]
     visitor.well()
+
+
+def test_generate_takes_what_the_controls_show_though_the_server_has_not_heard_of_it(visitor):
+    page = visitor.go("/store/demo/lab?new=9&recipe=L2E5*64").page
+    held = []
+
+    def late(route):
+        sent = route.request.post_data_json or {}
+        changed = " ".join(sent.get("changedPropIds", []))
+        held.append(route) if '"type":"set"' in changed else route.continue_()
+
+    page.route("**/_dash-update-component**", late)
+    page.get_by_label("Prompt", exact=True).fill("Once upon a time")
+    page.get_by_label("Tokens at most").fill("3")
+    page.get_by_label("As text").fill("L4E1!mask")
+    page.click("#lab-generate")
+    page.get_by_text("under L4E1!mask, going on from “Once upon a time”").wait_for(timeout=60_000)
+    page.wait_for_selector(".legend", timeout=120_000)
+    assert held, "what the controls say went to the server unseen"
+    here = parse(visitor.href)[0]
+    assert (here.prompt, here.new, here.recipe) == ("Once upon a time", 3, "L4E1!mask")
+    assert page.get_by_text("3 tokens", exact=True).count() == 2
+    assert page.get_by_label("Tokens at most").input_value() == "3"
