@@ -150,13 +150,18 @@ def register(app: Dash, desk: Desk) -> None:
 
 
 def choices(scene: Scene) -> dict[str, Choice]:
-    """Models that may be loaded, the store's own first: what a browser may ask for, and nothing else."""
+    """Models that may be loaded, the store's own first: what a browser may ask for, and nothing else.
+
+    A store can name any model, and any revision of one: their own code runs only of what the command line names.
+    """
     from moescope.hooks.aliases import ALIASES
 
-    record, trust = scene.store.manifest.model, scene.desk.trust_remote_code
-    found = {record.name: Choice(record.name, record.revision, trust)}
-    for name in (*scene.desk.models, *ALIASES):
-        found.setdefault(name, Choice(name, None, trust))
+    record, desk = scene.store.manifest.model, scene.desk
+    found = {record.name: Choice(record.name, record.revision)}
+    for name in (*desk.models, *ALIASES):
+        found.setdefault(name, Choice(name))
+    if desk.trust_remote_code:
+        found |= {name: Choice(name, trust_remote_code=True) for name in desk.models}
     return found
 
 

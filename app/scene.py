@@ -32,7 +32,7 @@ class Desk:
         shelf: the stores.
         jobs, answers: long work, and what it found.
         models: models that the lab may load besides those of the stores (named on the command line).
-        trust_remote_code: whether the command line allowed a model's own code.
+        trust_remote_code: whether the command line allowed the own code of `models`; that of others never runs.
         bench: the lab's model and what it generated.
         stopped: question -> when it was found to have been cancelled; the last ones.
     """

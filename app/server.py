@@ -39,7 +39,7 @@ def build(
     Args:
         folder: a folder of stores, or a store.
         models: models that the lab may load, besides those of the stores and the aliases.
-        trust_remote_code: whether the lab may run a model's own code.
+        trust_remote_code: whether the lab may run the own code of `models`; that of others never runs.
         token: asked of every browser, if given.
 
     Raises:

@@ -27,7 +27,7 @@ def app(
     ] = None,
     token: Annotated[str | None, typer.Option(help="Ask for this token (default: one is made when needed).")] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the lab run a model's own code.")
+        bool, typer.Option("--trust-remote-code", help="Let the lab run the own code of models that --model names.")
     ] = False,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser.")] = True,
 ) -> None:

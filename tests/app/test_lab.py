@@ -90,10 +90,17 @@ def test_only_named_models_may_be_loaded(desk):
     assert labform.choice(desk.scene(Place("lab", "other"))) == Choice("made/up")
 
 
-def test_remote_code_runs_only_if_the_command_line_said_so(desk):
+def test_remote_code_runs_only_of_what_the_command_line_names(desk, monkeypatch):
     trusting = replace(desk, trust_remote_code=True)
     assert not any(one.trust_remote_code for one in labform.choices(desk.scene(HERE)).values())
-    assert all(one.trust_remote_code for one in labform.choices(trusting.scene(HERE)).values())
+    # A store names its model itself: that name alone trusts nobody.
+    trusted = [name for name, one in labform.choices(trusting.scene(HERE)).items() if one.trust_remote_code]
+    assert trusted == ["./mine"]
+    # Nor may it choose the revision of a model that is trusted: anybody can propose one on the hub.
+    record = trusting.scene(HERE).store.manifest.model.model_copy(update={"revision": "refs/pr/7"})
+    monkeypatch.setattr(trusting.scene(HERE).store.manifest, "model", record)
+    own = [replace(desk, models=(MODEL,), trust_remote_code=trust) for trust in (False, True)]
+    assert [labform.choice(one.scene(HERE)) for one in own] == [Choice(MODEL, "refs/pr/7"), Choice(MODEL, None, True)]
 
 
 @pytest.mark.parametrize(
