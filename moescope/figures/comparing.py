@@ -42,7 +42,7 @@ def compare(result: xr.Dataset, level: float = 0.05) -> go.Figure:
         level: the false discovery rate below which a change of load stands in full colour.
 
     Returns:
-        A plotly Figure whose height fits the number of layers and labels.
+        A plotly Figure whose height fits the number of layers and labels; its title says how much differs at all.
     """
     labels, lossy = [str(name) for name in result["label"].values], "nll_change" in result
     rows = max(row_height(result.sizes["layer"]) * result.sizes["layer"], 90)
@@ -76,7 +76,7 @@ def compare(result: xr.Dataset, level: float = 0.05) -> go.Figure:
         figure.update_xaxes(zeroline=True, zerolinecolor=GREY, tickformat="+.2~g", row=3, col=1)
     for column in (1, 2):
         figure.update_xaxes(tickformat=".0%", range=[0, 1.04], nticks=5, row=1, col=column)
-    figure.update_xaxes(rangemode="tozero", nticks=5, row=1, col=3)
+    figure.update_xaxes(rangemode="tozero", nticks=3, tickformat="~g", row=1, col=3)
     figure.update_yaxes(layer_axis(result, title={"text": ""}), row=1)
     figure.update_yaxes(title_text="layer", row=1, col=1)
     figure.update_xaxes(expert_axis(result, most=32), row=2, col=1)
@@ -85,7 +85,16 @@ def compare(result: xr.Dataset, level: float = 0.05) -> go.Figure:
     top = layout["yaxis4"].domain[1]
     figure.update_layout(
         template=template("light"),
-        height=sum(heights) + gap * (len(heights) - 1) + 140,
+        title={
+            "text": differing(result, level),
+            "font_size": 13,
+            "yref": "container",
+            "y": 1,
+            "yanchor": "top",
+            "pad_t": 10,
+        },
+        margin_t=80,
+        height=sum(heights) + gap * (len(heights) - 1) + 164,
         showlegend=False,
         bargap=0.35,
         coloraxis={
@@ -97,11 +106,34 @@ def compare(result: xr.Dataset, level: float = 0.05) -> go.Figure:
         },
     )
     if len(labels) > 1:
-        figure.update_layout(updatemenus=[menu(labels, groups, int(lossy))], margin_t=92)
+        figure.update_layout(updatemenus=[menu(labels, groups, int(lossy))], margin_t=116)
     axes = ["xaxis", "xaxis2", "xaxis3", "xaxis4", "xaxis5"][: len(layout.annotations)]
     for annotation, axis in zip(layout.annotations, axes, strict=True):
         annotation.update(x=layout[axis].domain[0], xanchor="left", align="left", font={"size": 13})
     return figure
+
+
+def differing(result: xr.Dataset, level: float = 0.05) -> str:
+    """How much differs between the two stores at all, in a sentence; "" where no token could be compared.
+
+    A map of changes is as empty where nothing differs as where all that differs is chance.
+    """
+    overlap, top1 = result["overlap"].values, result["top1"].values
+    if np.isnan(overlap).all():
+        return ""
+    moved = (overlap < 1).any(axis=1)
+    if not moved.any():
+        first = "but not always the same one first" if (top1 < 1).any() else "the same one first"
+        loss = "" if "nll_change" not in result or result["nll_change"].values.any() else "; no loss changes"
+        return f"The two choose the same experts for every token, {first}{loss}."
+    where = "every layer" if moved.all() else f"{moved.sum()} of {moved.size} layers"
+    words = f"The two choose different experts for some tokens in {where}"
+    q = result["share_q"].values
+    if np.isnan(q).all():
+        return f"{words}."
+    stands, tested = int((q <= level).sum()), int(np.isfinite(q).sum())
+    verb = "stand" if stands > 1 else "stands"
+    return f"{words}; {stands or 'none'} of {tested:,} changes of load {verb} beyond chance."
 
 
 def _agreement(part: xr.Dataset, name: str) -> list[go.Scatter]:

@@ -34,7 +34,8 @@ def risk_difference(result: xr.Dataset, level: float = 0.05, strongest: int = 10
     first, second = plain(result.attrs["first"]), plain(result.attrs["second"])
     value, q = result["risk_difference"].values, result["q"].values
     stands = np.isfinite(value) if np.isnan(q).all() else q <= level
-    cells = _strongest(value, strongest)
+    cells, same = _strongest(value, strongest), np.nanmax(np.abs(value), initial=-1) == 0
+    counted = f"{int(stands.sum())} of {int(np.isfinite(value).sum())} experts beyond chance"
     layers = result.sizes["layer"]
     height = max(row_height(layers) * layers, 17 * len(cells)) + 150
     figure = make_subplots(
@@ -43,8 +44,9 @@ def risk_difference(result: xr.Dataset, level: float = 0.05, strongest: int = 10
         horizontal_spacing=0.16,
         subplot_titles=[
             f"<b>P(active | {first}) − P(active | {second})</b><br><span style='font-size:11px'>"
-            f"{int(stands.sum())} of {int(np.isfinite(value).sum())} experts beyond chance</span>",
-            "<b>The strongest</b><br><span style='font-size:11px'>95 % intervals; grey: sets dealt anew</span>",
+            f"{'every expert is active equally often on both' if same else counted}</span>",
+            "<b>The strongest</b><br><span style='font-size:11px'>"
+            f"{'none: no expert differs' if same else '95 % intervals; grey: sets dealt anew'}</span>",
         ],
     )
     details = [result[name].values for name in ("p_first", "p_second", "low", "high", "p", "q", "p_max")]
@@ -78,6 +80,9 @@ def risk_difference(result: xr.Dataset, level: float = 0.05, strongest: int = 10
     figure.update_yaxes(layer_axis(result), row=1, col=1)
     figure.update_yaxes(autorange="reversed", showgrid=False, ticklabelstandoff=4, row=1, col=2)
     figure.update_xaxes(title_text="risk difference", zeroline=True, zerolinecolor=GREY, row=1, col=2)
+    if same:
+        figure.update_xaxes(visible=False, row=1, col=2)
+        figure.update_yaxes(visible=False, row=1, col=2)
     figure.update_layout(
         template=template("light"),
         height=int(height),
@@ -97,9 +102,10 @@ risk_difference_between = risk_difference
 
 
 def _strongest(value: np.ndarray, count: int) -> list[tuple[int, int]]:
-    """(row, expert) of the largest and the smallest, from the largest down."""
-    flat = value.ravel()
-    order = np.argsort(-np.where(np.isnan(flat), -np.inf, flat), kind="stable")[: int(np.isfinite(flat).sum())]
+    """(row, expert) of the largest and the smallest, from the largest down; not those that do not differ at all."""
+    flat = np.nan_to_num(value.ravel())
+    order = np.argsort(-flat, kind="stable")
+    order = order[flat[order] != 0]
     picked = order if order.size <= 2 * count else np.concatenate([order[:count], order[-count:]])
     return [(int(place) // value.shape[1], int(place) % value.shape[1]) for place in picked]
 

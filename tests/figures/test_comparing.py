@@ -50,6 +50,63 @@ def test_agreement_divergence_and_change(stores):
     assert "nats per token" in comparing.read(result)
 
 
+@pytest.mark.parametrize("by", [None, "domain"])
+def test_nothing_or_little_that_differs_is_said(stores, tmp_path, by):
+    """An empty map of changes is told from a broken one: the title counts what differs, as it was made."""
+    rng = np.random.default_rng(1)
+    made = random_truth(rng, 30, WIDTHS, [2, 2])
+    few = [ids.copy() for ids in made.expert]
+    few[1][4, 0] = (set(range(4)) - set(few[1][4])).pop()
+    kinds = {"a": made.expert, "turned": [ids[:, ::-1] for ids in made.expert], "few": few}
+    labels = {"domain": ["ab"[d % 2] for d in range(30)]}
+    made_of = {
+        name: write_tiers(tmp_path / name, changed(made, expert=ids), WIDTHS, labels) for name, ids in kinds.items()
+    }
+
+    def said(first, second, **more):
+        result = analysis.compare(first, second, by=by, permutations=99, resamples=20, **more)
+        title = figures.compare(result).layout.title.text
+        assert title == comparing.differing(result)
+        return title
+
+    alike = "The two choose the same experts for every token"
+    assert said(stores[0], stores[0]) == f"{alike}, the same one first; no loss changes."
+    assert said(made_of["a"], made_of["a"]) == f"{alike}, the same one first."
+    assert said(made_of["a"], made_of["turned"]) == f"{alike}, but not always the same one first."
+    differ = "The two choose different experts for some tokens in"
+    cells = 9 if by is None else 18
+    assert (
+        said(made_of["a"], made_of["few"])
+        == f"{differ} 1 of 2 layers; none of {cells} changes of load stands beyond chance."
+    )
+    assert said(made_of["a"], made_of["few"], layers=[1]).startswith(f"{differ} every layer; none of")
+    result = analysis.compare(*stores, by=by, permutations=99, resamples=20)
+    stand = int((result["share_q"].values <= 0.05).sum())
+    assert (
+        comparing.differing(result)
+        == f"{differ} 1 of 2 layers; {stand} of {cells} changes of load stand beyond chance."
+    )
+    untested = analysis.compare(*stores, by=by, permutations=0, resamples=0)
+    assert comparing.differing(untested) == f"{differ} 1 of 2 layers."
+
+
+def test_risks_that_are_the_same_name_no_strongest(stores):
+    names = ("one", "other")
+    same = figures.risk_difference_between(
+        analysis.risk_difference_between(stores[0], stores[0], names, permutations=9)
+    )
+    left, right = (note.text for note in same.layout.annotations[:2])
+    assert "every expert is active equally often on both" in left
+    assert "none" in right
+    assert not any(len(trace.y) for trace in same.data if trace.type != "heatmap")
+    moved = analysis.risk_difference_between(*stores, names, permutations=9)
+    figure = figures.risk_difference_between(moved)
+    assert "beyond chance" in figure.layout.annotations[0].text
+    drawn = next(trace for trace in figure.data if trace.type == "scatter")
+    assert sorted(drawn.x) == sorted(moved["risk_difference"].values[1, :4])  # layer 0 stayed
+    assert (drawn.x != 0).all()
+
+
 def test_settling_over_checkpoints(stores):
     result = analysis.fluctuation([stores[1], stores[0], stores[0]], steps=[10, 20, 50], resamples=20)
     figure = figures.draw(result)
