@@ -14,6 +14,8 @@ from moescope.app.place import Place, parse
 from moescope.errors import MoescopeError
 
 STRENGTH = 64.0  # RICE's factor (arXiv 2505.14681), as `moescope steer` begins with
+_NUMBERS = {"scale": "factor", "merge": "other", "copy": "other", "top_k": "kept"}
+"""The number that a kind of edit asks for."""
 _HIDDEN, _SHOWN = {"display": "none"}, {}
 
 
@@ -30,26 +32,14 @@ def bar() -> Any:
                         value="scale",
                         allowDeselect=False,
                         size="xs",
-                        w=104,
+                        w=124,
                         comboboxProps={"shadow": "md"},
                         persistence=True,
                         persistence_type="session",
                     ),
-                    html.Div(
-                        dmc.NumberInput(
-                            id="edit-factor",
-                            value=STRENGTH,
-                            min=0,
-                            max=1e6,
-                            step=1,
-                            size="xs",
-                            w=76,
-                            persistence=True,
-                            persistence_type="session",
-                            **named("Factor"),
-                        ),
-                        id="edit-factor-box",
-                    ),
+                    _number("factor", "Factor", STRENGTH, 0, 1e6, decimals=True),
+                    _number("other", "The other expert of this layer", None, 0, 999_999),
+                    _number("kept", "How many of a token's experts count", 1, 1, 999_999),
                     dmc.Button("Add", id="edit-add", size="xs", variant="default", n_clicks=0),
                 ],
                 id="edit-adds",
@@ -71,46 +61,79 @@ def register(app: Dash) -> None:
         Output("edit-adds", "style"),
         Output("edit-kind", "label"),
         Output("edit-factor-box", "style"),
+        Output("edit-other-box", "style"),
+        Output("edit-kept-box", "style"),
         Output("edit-badge", "children"),
         Input("place", "data"),
         Input("edit-kind", "value"),
     )
     def _shown(place: Any, kind: str | None) -> Any:
+        boxes = [_SHOWN if _NUMBERS.get(str(kind)) == name else _HIDDEN for name in ("factor", "other", "kept")]
         if not place or not place.get("store") or place.get("trouble"):
-            return _HIDDEN, "Edit", _HIDDEN, None
+            return _HIDDEN, "Edit", *boxes, None
         here = parse(place["href"])[0]
         adds = _HIDDEN if here.expert_name is None else _SHOWN
-        return adds, f"Edit {here.expert_name or ''}", _SHOWN if kind == "scale" else _HIDDEN, badge(here)
+        of = f"layer {here.layer}" if kind == "top_k" else here.expert_name or ""
+        return adds, f"Edit {of}", *boxes, badge(here)
 
     @app.callback(
         Output("url", "href", allow_duplicate=True),
         Input("edit-add", "n_clicks"),
         State("edit-kind", "value"),
         State("edit-factor", "value"),
+        State("edit-other", "value"),
+        State("edit-kept", "value"),
         State("place", "data"),
         prevent_initial_call=True,
     )
-    def _add(clicks: Any, kind: Any, factor: Any, place: Any) -> Any:
+    def _add(clicks: Any, kind: Any, factor: Any, other: Any, kept: Any, place: Any) -> Any:
         if not clicks or not place or place.get("trouble"):
             return no_update
         here = parse(place["href"])[0]
-        there = adding(here, str(kind), factor)
+        numbers = {"factor": factor, "other": other, "kept": kept}
+        there = adding(here, str(kind), numbers.get(_NUMBERS.get(str(kind), "")))
         return no_update if there == here else there.href
 
 
-def adding(here: Place, kind: str, factor: Any) -> Place:
+def _number(name: str, label: str, value: float | None, low: int, high: float, *, decimals: bool = False) -> Any:
+    """A field for a number of an edit, which is shown where the edit has one."""
+    field = dmc.NumberInput(
+        id=f"edit-{name}",
+        value=value,
+        min=low,
+        max=high,
+        step=1,
+        allowDecimal=decimals,
+        size="xs",
+        w=76,
+        attributes={"root": {"title": label}},
+        persistence=True,
+        persistence_type="session",
+        **named(label),
+    )
+    return html.Div(field, id=f"edit-{name}-box", style=_HIDDEN)
+
+
+def adding(here: Place, kind: str, number: Any) -> Place:
     """The place with the selected expert's edit in its recipe.
 
+    Args:
+        here: with the expert selected.
+        kind: of `recipes.KINDS`.
+        number: as `recipes.edit` takes it, perhaps as text; of a kind without one it does not count.
+
     Raises:
-        MoescopeError: no expert is selected, the factor is no number, or the recipe cannot be read.
+        MoescopeError: no expert is selected, the number is none, or the recipe cannot be read or contradicts the edit.
     """
     if here.layer is None or here.expert is None:
         raise MoescopeError("Select an expert first.")
     try:
-        strength = None if kind != "scale" else float(factor)
+        given = float(number) if kind in _NUMBERS and number not in (None, "") else None
     except (TypeError, ValueError) as error:
-        raise MoescopeError("Give the factor as a number, 0 or more.") from error
-    return here.go(recipe=recipes.added(here.recipe, recipes.edit(kind, here.layer, here.expert, strength)))
+        raise MoescopeError("Give a number, 0 or more.") from error
+    if kind == "scale" and given is None:
+        raise MoescopeError("Give the factor as a number, 0 or more.")
+    return here.go(recipe=recipes.added(here.recipe, recipes.edit(kind, here.layer, here.expert, given)))
 
 
 def badge(here: Place) -> Any:

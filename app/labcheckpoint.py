@@ -152,8 +152,7 @@ def begun(desk: Desk, here: Place, name: str, approximate: bool) -> Job:
 
 def report(done: Any) -> str:
     """What was written and how exactly it holds the edits, from the writing's own proof."""
-    parts = "1 tensor part differs" if len(done.changes) == 1 else f"{len(done.changes)} tensor parts differ"
-    said = f"{done.path.name} is written: {parts} from the source. "
+    said = f"{done.path.name} is written: {_what(done)}. "
     proof = done.proof
     if proof is None:
         return said + "It was not compared with the live edits."
@@ -169,6 +168,17 @@ def report(done: Any) -> str:
         f"live and written differ by at most {proof.largest:.2g} in a logit over {proof.tokens} tokens, where the "
         f"edits themselves change up to {proof.changed:.2g}."
     )
+
+
+def _what(done: Any) -> str:
+    """What of a written checkpoint is not as in its source."""
+    if done.settings:
+        return f"its configuration says {', '.join(f'{name} = {value}' for name, value in done.settings.items())}"
+    if done.pruned:
+        gone = len(next(iter(done.pruned.values())))
+        return f"every MoE layer has {gone} expert{'s' * (gone > 1)} fewer than in the source"
+    parts = "1 tensor part differs" if len(done.changes) == 1 else f"{len(done.changes)} tensor parts differ"
+    return f"{parts} from the source"
 
 
 def _told(desk: Desk, job: Job) -> Any:

@@ -66,7 +66,8 @@ def _edits(scene: Scene) -> list[Any]:
 
 def _row(here: Place, scene: Scene, number: int, one: Any) -> list[Any]:
     layer = recipes.layer_of(one)
-    there = here.go(page="expert", layer=layer, expert=one.expert[0])
+    first = next(iter(recipes.experts_of(one)), None)
+    there = here.go(page="overview" if first is None else "expert", layer=layer, expert=first)
     name = to(there, recipes.named(one)) if layer in scene.layers else html.Span(recipes.named(one))
     gone = to(
         here.go(recipe=recipes.without(here.recipe, number)), "×", className="gone",
@@ -79,7 +80,7 @@ def _by_hand() -> Any:
     return dmc.TextInput(
         id={"type": "set", "field": "recipe", "default": ""},
         label="As text",
-        placeholder="L3E7*64,L4E2!mask",
+        placeholder="L3E7*64,L4E2!mask,L5!top_k:1",
         value="",
         debounce=True,
         size="xs",

@@ -37,8 +37,9 @@ LAB = Page(
             title="Recipe",
             how=(
                 "The edits that are live in the edited answer, in the order in which they act. Select an expert "
-                "anywhere in the app and add it from the bar beside the controls. The file is what `moescope apply` "
-                "and `moescope generate --recipe` take."
+                "anywhere in the app and add it from the bar beside the controls. A pruned expert is masked here and "
+                "leaves a written checkpoint; merged ones all hold their mean, neurons aligned to the first's. The "
+                "file is what `moescope apply` and `moescope generate --recipe` take."
             ),
             reads=("recipe", "model"),
             width=5,

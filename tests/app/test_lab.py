@@ -13,13 +13,14 @@ import pytest
 from moescope.app import labanswers, labcheckpoint, labform, labrecipe, recipefiles, recipes
 from moescope.app.answers import Answers, Pending
 from moescope.app.bench import Bench, Choice, Question, new_folder
+from moescope.app.editbar import adding
 from moescope.app.jobs import Jobs
 from moescope.app.place import Place, parse
 from moescope.app.scene import Desk
 from moescope.app.server import build
 from moescope.app.shelf import Shelf
 from moescope.decoding import generate, self_contrast
-from moescope.edits import Mask, Recipe, Route, Scale, plan
+from moescope.edits import Mask, Merge, Prune, Recipe, Route, Rows, Scale, plan
 from moescope.errors import MoescopeError
 from tests.analysis.made_stores import random_truth, write
 
@@ -200,6 +201,62 @@ def test_plain_and_edited_at_once_say_what_they_say_alone(desk, model):
     assert not model.edits
 
 
+STRUCTURE = [
+    Prune(layer=0, expert=3),
+    Merge(layer=2, expert=[1, 4]),
+    Merge(layer=3, expert=[5, 6], weights=[1, 0], align=False),
+    Route(layer=4, top_k=1),
+]
+
+
+def test_pruned_merged_replaced_and_routed_answers_are_what_the_command_line_writes(desk, model, tmp_path):
+    here = HERE.go(recipe=None)
+    for layer, expert, kind, number in (("0", 3, "prune", None), ("2", 1, "merge", 4), ("3", 6, "copy", 5)):
+        here = adding(here.go(layer=layer, expert=expert), kind, number)
+    here = adding(here.go(layer="4", expert=0), "top_k", 1)
+    there = labform.begun(desk, here)
+    said = _done(desk.bench.runs[there.run][1])
+    file = Recipe(STRUCTURE).save(tmp_path / "recipe.yaml")
+    (alone,) = generate(model, PROMPT, recipe=Recipe.load(file), max_new_tokens=8)
+    assert said.written["edited"].tokens == alone.tokens
+    assert said.apart["edited_share"].sel(answer="edited", layer=0, expert=3) == 0
+    assert recipefiles.for_file(desk.scene(here)).edits == STRUCTURE
+    assert recipefiles.uploaded(desk.scene(here.go(recipe=None)), "r.yaml", _data(file.read_text())) == here.recipe
+    shown = " ".join(_words(labrecipe.draw(desk.scene(here))).split())
+    for line in ("L0E3 prune", "L2E1, 4 merge", "L3E5, 6 copies of E5", "L4 only the top 1"):
+        assert line in shown
+    assert not model.edits
+
+
+def test_replace_by_puts_the_other_expert_in_place_and_takes_it_away_again(model):
+    place = adding(HERE.go(recipe=None, layer="3", expert=6), "copy", 5)
+    of_layer = {
+        name: tensor
+        for name, tensor in model.hf.named_parameters()
+        if tensor.ndim == 3 and model.sites[3].experts in name
+    }
+    before = {name: tensor.detach().clone() for name, tensor in of_layer.items()}
+    assert before
+    with model.edited(recipes.read(place.recipe)):
+        for name, tensor in of_layer.items():
+            assert tensor[6].equal(before[name][5])
+            assert tensor[5].equal(before[name][5])
+            assert not before[name][6].equal(before[name][5])
+    assert all(tensor.equal(before[name]) for name, tensor in of_layer.items())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [("L3E1.99!merge", "experts 0 to 15"), ("L3!top_k:9", "selects 4 experts"), ("L3E99!prune", "experts 0 to 15")],
+)
+def test_a_structure_that_the_model_does_not_have_is_refused_with_the_reason(desk, model, recipe, words):
+    job = desk.bench.runs[labform.begun(desk, HERE.go(recipe=recipe)).run][1]
+    assert job.wait(60)
+    assert job.state == "failed"
+    assert words in job.error
+    assert not model.edits
+
+
 def test_cancelling_leaves_the_model_as_it_was(desk, model):
     (before,) = generate(model, PROMPT, max_new_tokens=8)
     there = labform.begun(desk, HERE.go(new=40))
@@ -358,8 +415,9 @@ def test_an_upload_that_is_no_recipe_is_one_sentence(desk, text, words):
 
 
 def test_an_upload_that_the_lab_cannot_hold_names_what_can(desk):
+    some_rows = Mask(layer=1, expert=2, rows=Rows(phase="decode"))
     with pytest.raises(MoescopeError, match="moescope generate"):
-        recipefiles.uploaded(desk.scene(HERE), "r.yaml", _data(Recipe([Route(layer=1, top_k=1)]).text()))
+        recipefiles.uploaded(desk.scene(HERE), "r.yaml", _data(Recipe([some_rows]).text()))
     with pytest.raises(MoescopeError, match="no text"):
         recipefiles.uploaded(desk.scene(HERE), "r.yaml", "data:;base64,///\x00")
 
@@ -404,6 +462,16 @@ def test_a_checkpoint_is_written_proven_and_never_overwritten(desk, model, folde
     with pytest.raises(MoescopeError, match="exists already"):
         labcheckpoint.begun(desk, here, "edited", False)
     assert bytes_of(folder / "edited") == written
+    # Pruned alike in every layer it is smaller; in one layer alone that is refused.
+    done = _done(
+        labcheckpoint.begun(desk, HERE.go(recipe=",".join(f"L{n}E{n}!prune" for n in range(6))), "less", False)
+    )
+    assert "every MoE layer has 1 expert fewer than in the source. It holds the edits exactly" in labcheckpoint.report(
+        done
+    )
+    job = labcheckpoint.begun(desk, HERE.go(recipe="L3E2!prune"), "one-less", False)
+    assert job.wait(60)
+    assert "Every MoE layer must lose as many experts" in job.error
     # What weights cannot hold is refused with the reason, and nothing is left.
     job = labcheckpoint.begun(desk, HERE.go(recipe="L3E2!promote"), "promoted", False)
     assert job.wait(60)

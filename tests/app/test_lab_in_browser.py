@@ -94,3 +94,39 @@ def test_generate_takes_what_the_controls_show_though_the_server_has_not_heard_o
     assert (here.prompt, here.new, here.recipe) == ("Once upon a time", 3, "L4E1!mask")
     assert page.get_by_text("3 tokens", exact=True).count() == 2
     assert page.get_by_label("Tokens at most").input_value() == "3"
+
+
+def test_an_expert_is_pruned_replaced_by_another_and_its_layer_routed_by_clicks(visitor):
+    page = visitor.go("/store/demo?layer=2&expert=5").page
+
+    def add(kind: str, field: str = "", number: str = "") -> None:
+        page.click("#edit-kind")
+        page.get_by_role("option", name=kind, exact=True).click()
+        if field:
+            page.get_by_label(field).fill(number)
+        before = visitor.href
+        page.click("#edit-add")
+        page.wait_for_url(lambda url: url.removeprefix(visitor.base) != before)
+        visitor.settle()
+
+    add("prune")
+    assert not page.get_by_label("Factor").is_visible()
+    page.keyboard.press("j")
+    visitor.settle()
+    add("replace by", "The other expert of this layer", "3")
+    add("keep only top", "How many of a token's experts count", "1")
+    assert page.locator("#edit-adds label").first.inner_text() == "Edit layer 2"
+    assert parse(visitor.href)[0].recipe == "L2E5!prune,L2E3.6!merge:1:0@unaligned,L2!top_k:1"
+
+    # What contradicts is said, and the recipe stays.
+    page.click("#edit-kind")
+    page.get_by_role("option", name="mask", exact=True).click()
+    page.click("#edit-add")
+    page.get_by_text("expert 6: merge and mask contradict").wait_for()
+    assert parse(visitor.href)[0].recipe.endswith("L2!top_k:1")
+
+    page.click("a.edit-badge")
+    visitor.settle()
+    lines = [" ".join(line.split()) for line in page.locator(".edits li").all_inner_texts()]
+    assert lines == ["L2E5prune ×", "L2E3, 6copies of E3 ×", "L2only the top 1 ×"]
+    visitor.well()
