@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array, eye_array, kron
 
 from moescope.analysis.counts import Phase, document_counts, labelling, sites_of
+from moescope.analysis.integer_programs import LIMIT, SHORT, solve
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.question import LAYERS, PHASE, SEED, Analysis, Parameter
 from moescope.analysis.watching import counted
@@ -197,17 +198,16 @@ def allocate(
     top = float(costs.max(initial=0.0))
     if top <= 0:
         return Allocation(np.zeros(experts, dtype=np.int64), 0.0, 0.0, True)
-    one_each = np.kron(np.eye(experts), np.ones(choices))
-    answer = milp(
-        c=(costs / top * SCALE).ravel(),
-        integrality=np.ones(experts * choices),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(np.tile(sizes, experts)[None, :], -np.inf, budget * experts + 1e-9),
-        ],
-        options={"time_limit": max(time_limit, 0.05), "mip_rel_gap": 0.0},
-    )
+    n = experts * choices
+    one_each = kron(eye_array(experts), np.ones((1, choices)), format="csr")
+    spent = csr_array(np.tile(sizes, experts)[None, :])
+    rows = [(one_each, 1, 1), (spent, -np.inf, budget * experts + 1e-9)]
+    program = ((costs / top * SCALE).ravel(), rows, np.ones(n), np.zeros(n), np.ones(n))
+    time_limit = max(time_limit, 0.05)
+    # Most take milliseconds, a process of its own a second: only what is not solved by then gets one.
+    answer = solve(*program, time_limit=min(time_limit, SHORT), gap=0.0)
+    if answer.status == LIMIT and time_limit > SHORT:
+        answer = solve(*program, time_limit=time_limit - SHORT, gap=0.0)
     every = np.arange(experts)
     # Everything at the smallest width is within the budget: something to fall back on if time runs out at once.
     choice = np.zeros(experts, dtype=np.int64)
@@ -215,8 +215,7 @@ def allocate(
         choice = answer.x.reshape(experts, choices).argmax(axis=1)
     choice = _without_waste(costs, choice)
     cost = float(costs[every, choice].sum())
-    bound = answer.mip_dual_bound
-    lowest = float(costs.min(axis=1).sum()) if bound is None or not np.isfinite(bound) else float(bound) * top / SCALE
+    lowest = float(costs.min(axis=1).sum()) if answer.bound is None else answer.bound * top / SCALE
     if answer.status == 0:
         lowest = cost if abs(cost - lowest) <= 1e-9 * max(cost, top) else lowest
     return Allocation(choice, cost, min(lowest, cost), answer.status == 0)
@@ -270,7 +269,7 @@ def _plan(
         edges = np.cumsum([len(layer) for layer in costs])[:-1]
         return np.split(whole.choice, edges), whole.bound, whole.optimal
     begun, found = time.perf_counter(), []
-    for row, layer in enumerate(costs):
+    for row, layer in enumerate(counted("programs of the layers", costs)):
         left = (time_limit - (time.perf_counter() - begun)) / (len(costs) - row)
         found.append(allocate(layer, widths, budget, left))
     return [one.choice for one in found], sum(one.bound for one in found), all(one.optimal for one in found)

@@ -29,7 +29,7 @@ from moescope.errors import MoescopeError
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-INFEASIBLE = 2  # scipy.optimize.milp's status
+LIMIT, INFEASIBLE = 1, 2  # scipy.optimize.milp's status
 SHORT = 1.0
 """Seconds of time limit up to which a program runs where it is: a process takes about as long to begin."""
 LOOK = 0.1  # seconds between two looks at whether the watcher wants it to go on

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moescope.analysis import bit_budget, watched
 from moescope.analysis.bit_budget import allocate, bits, bits_from_importance
-from moescope.errors import MoescopeError
+from moescope.errors import CancelledError, MoescopeError
 from tests.analysis.made_stores import random_truth
 from tests.analysis.paired_stores import changed, write_tiers
 
@@ -41,6 +42,37 @@ def test_no_choice_is_cheaper(seed, experts, widths, place):
     assert found.bound <= best * (1 + 1e-9) + 1e-12
     assert found.bound == pytest.approx(best, rel=1e-6)
     assert found.optimal
+
+
+def test_what_a_second_does_not_solve_is_solved_aside_and_ends_with_its_watcher(monkeypatch):
+    monkeypatch.setattr(bit_budget, "SHORT", 1e-9)  # no program is solved by then
+    costs = np.random.default_rng(0).random((12, 3))
+    want = allocate(costs, (1, 2, 3), 2.0)
+    told = []
+    with watched(lambda what, done, total: told.append(what)):
+        found = allocate(costs, (1, 2, 3), 2.0)
+    assert "seconds of the solver" in told
+    assert (found.choice.tolist(), found.cost, found.bound) == (want.choice.tolist(), want.cost, want.bound)
+    assert found.optimal
+    assert found.cost == pytest.approx(cheapest(costs.tolist(), (1, 2, 3), 2.0))
+
+    def stops(what, done, total):
+        if what == "seconds of the solver":
+            raise CancelledError("enough")
+
+    with watched(stops), pytest.raises(CancelledError, match="enough"):
+        bits_from_importance(costs, 2.0, scope="model")
+
+
+def test_who_watches_can_stop_between_two_layers():
+    def stops(what, done, total):
+        if what == "programs of the layers":
+            assert total == 2
+            if done == 1:
+                raise CancelledError("enough")
+
+    with watched(stops), pytest.raises(CancelledError, match="enough"):
+        bits_from_importance(np.random.default_rng(0).random((2, 4)), 2.0)
 
 
 @pytest.mark.parametrize("scope", ["layer", "model"])
