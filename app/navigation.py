@@ -231,7 +231,7 @@ def _frame(here: Place) -> str:
 
 
 def _choices(scene: Scene) -> dict[str, Any]:
-    found: dict[str, Any] = {"slice": list(slicing.slices(scene.place))}
+    found: dict[str, Any] = {"slice": slicing.names(scene.place)}
     found["against"] = [f"slice:{name}" for name in found["slice"]]
     if scene.by is not None:
         found["label"] = label_values(scene)

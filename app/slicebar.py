@@ -13,7 +13,7 @@ from moescope.app.expert_words import where_of
 from moescope.app.links import to
 from moescope.app.place import Place, longest, parse
 from moescope.app.scene import Desk, Scene
-from moescope.app.slicing import slices, with_slice, without_slice
+from moescope.app.slicing import names, with_slice, without_slice
 from moescope.errors import MoescopeError
 
 
@@ -115,7 +115,7 @@ def made(scene: Scene, name: str, words: str) -> Place:
 def listed(here: Place) -> Any:
     """Every slice, to be activated or removed."""
     try:
-        known = list(slices(here))
+        known = names(here)
     except MoescopeError as error:
         return [html.Span(str(error)), " ", to(here.go(slices=None, slice=None), "remove all")]
     return [

@@ -17,27 +17,40 @@ Where = dict[str, Any]
 _MOST = 5_000_000  # documents of one slice: an address of a few characters could name more than memory holds
 
 
-def slices(place: Place) -> dict[str, Where]:
-    """Every named slice of a place: name -> `where` of an analysis.
+def names(place: Place) -> list[str]:
+    """The names of a place's slices; what is in them is not written out.
 
     Raises:
         MoescopeError: one of them cannot be read.
     """
-    return {name: _where(name, rule) for name, rule in _rules(place)}
+    rules = dict(_rules(place))
+    for name, rule in rules.items():
+        _read(name, rule)
+    return list(rules)
+
+
+def where_of_slice(place: Place, name: str) -> Where:
+    """One slice of a place, as analyses take it.
+
+    Raises:
+        MoescopeError: there is no slice of that name, or it cannot be read.
+    """
+    rules = dict(_rules(place))
+    if name not in rules:
+        raise MoescopeError(f"There is no slice {name!r}; there are {', '.join(rules) or 'none'}.")
+    column, values = _read(name, rules[name])
+    if column == "documents":
+        return {"document": [number for part in values for number in part]}
+    return {column: values}
 
 
 def active(place: Place) -> Where | None:
     """The slice that counts now; None for all documents.
 
     Raises:
-        MoescopeError: there is no slice of that name.
+        MoescopeError: there is no slice of that name, or it cannot be read.
     """
-    if place.slice is None:
-        return None
-    known = slices(place)
-    if place.slice not in known:
-        raise MoescopeError(f"There is no slice {place.slice!r}; there are {', '.join(known) or 'none'}.")
-    return known[place.slice]
+    return None if place.slice is None else where_of_slice(place, place.slice)
 
 
 def with_slice(place: Place, name: str, column: str, values: Iterable[str | int]) -> Place:
@@ -82,20 +95,21 @@ def _rules(place: Place) -> list[tuple[str, str]]:
     return rules
 
 
-def _where(name: str, rule: str) -> Where:
-    column, colon, values = rule.partition(":")
-    if not colon or not values:
+def _read(name: str, rule: str) -> tuple[str, list[Any]]:
+    """The column, and its values; of documents the runs of their numbers."""
+    column, colon, text = rule.partition(":")
+    if not colon or not text:
         raise MoescopeError(f"The slice {name!r} cannot be read: write it as {name}~column:value,value.")
     if column != "documents":
-        return {column: values.split(",")}
-    numbers: list[int] = []
-    for part in values.split(","):
+        return column, text.split(",")
+    runs: list[range] = []
+    for part in text.split(","):
         match = re.fullmatch(r"(\d{1,12})(?:-(\d{1,12}))?", part)
-        size = int(match[2] or match[1]) - int(match[1]) + 1 if match else 0
-        if match is None or not 0 < size <= _MOST - len(numbers):
+        run = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+        if not 0 < len(run) <= _MOST - sum(map(len, runs)):
             raise MoescopeError(f"The slice {name!r} names {part!r} as documents; write 3-9,12.")
-        numbers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return {"document": numbers}
+        runs.append(run)
+    return column, runs
 
 
 def _ranges(numbers: list[int]) -> str:

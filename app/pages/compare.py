@@ -16,7 +16,7 @@ from moescope.app.links import to
 from moescope.app.place import Place
 from moescope.app.scene import Scene
 from moescope.app.shelf import Opened
-from moescope.app.slicing import slices
+from moescope.app.slicing import where_of_slice
 from moescope.app.views import BlockView, FigureView, Page, TableView, to_expert
 from moescope.errors import MoescopeError
 from moescope.figures.comparing import LOSS
@@ -125,12 +125,11 @@ def sets_of(scene: Scene) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[
     name = " of ".join(part for part in (place.label, place.slice and f"slice {place.slice}") if part)
     against = place.against
     if against is not None and against.startswith("slice:"):
-        known, wanted = slices(place), against.removeprefix("slice:")
-        if wanted not in known:
-            raise MoescopeError(f"There is no slice {wanted!r}; there are {', '.join(known) or 'none'}.")
+        wanted = against.removeprefix("slice:")
+        second = where_of_slice(place, wanted)
         if wanted == place.slice and place.label is None:
             raise MoescopeError("Both sets are the same slice: choose another to hold it against.")
-        return first, known[wanted], (name, f"slice {wanted}")
+        return first, second, (name, f"slice {wanted}")
     inside = (scene.where or {}).get(by)
     known = [value for value in label_values(scene) if inside is None or place.label is None or value in inside]
     if against is not None and by is not None:

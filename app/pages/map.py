@@ -215,7 +215,7 @@ def _lassoed(scene: Scene, points: Sequence[dict[str, Any]]) -> Place | None:
     store = scene.store
     key = ("documents of tokens", tuple(ids))
     documents = scene.compute(key, "documents of tokens", lambda: analysis.documents_of_tokens(store, ids), patience=30)
-    known = slicing.slices(scene.place)
+    known = slicing.names(scene.place)
     name = next(name for name in (f"lasso {number}" for number in range(1, len(known) + 2)) if name not in known)
     there = slicing.with_slice(scene.place, name, "documents", documents.tolist())
     if len(there.slices or "") > _LONGEST:

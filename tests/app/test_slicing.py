@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moescope.app.place import Place, parse
-from moescope.app.slicing import active, slices, with_slice, without_slice
+from moescope.app.slicing import active, names, where_of_slice, with_slice, without_slice
 from moescope.errors import MoescopeError
 
 
@@ -22,7 +24,9 @@ def test_documents_survive_the_url(numbers):
 def test_several_slices_one_active_and_gone_again():
     place = with_slice(Place("overview", "demo"), "code", "domain", ["code", "math"])
     place = with_slice(place, "few", "documents", [1, 2, 3, 9])
-    assert slices(place) == {"code": {"domain": ["code", "math"]}, "few": {"document": [1, 2, 3, 9]}}
+    assert names(place) == ["code", "few"]
+    assert where_of_slice(place, "code") == {"domain": ["code", "math"]}
+    assert where_of_slice(place, "few") == {"document": [1, 2, 3, 9]}
     assert "few~documents:1-3,9" in place.href
     assert active(place.go(slice="code")) == {"domain": ["code", "math"]}
     assert active(without_slice(place, "few")) is None
@@ -53,3 +57,14 @@ def test_a_slice_that_the_url_cannot_hold_is_refused(name, values):
 def test_a_short_address_cannot_fill_the_memory(rule):
     with pytest.raises(MoescopeError, match="as documents"):
         active(Place("overview", "demo", slices=f"a~documents:{rule}", slice="a"))
+
+
+def test_names_of_slices_are_known_without_writing_out_what_is_in_them():
+    place = Place("overview", "demo", slices="|".join(f"s{n}~documents:0-4999999" for n in range(40)))
+    tracemalloc.start()
+    assert len(names(place)) == 40
+    assert active(place) is None
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    with pytest.raises(MoescopeError, match="slice 'b' cannot be read"):
+        names(Place("overview", "demo", slices="a~domain:x|b~domain"))
