@@ -13,6 +13,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import pandas as pd
+
 from moescope.analysis.watching import watched
 from moescope.app.jobs import Job, Jobs
 from moescope.errors import CancelledError, MoescopeError
@@ -46,7 +48,9 @@ class Answers:
         self._left: dict[Hashable, float] = {}  # seconds after which nobody waits for it, where not `_LEFT`
         self._lock = threading.Lock()
 
-    def ask(self, key: Hashable, title: str, compute: Callable[[], Any], patience: float = PATIENCE) -> Any:
+    def ask(
+        self, key: Hashable, title: str, compute: Callable[[], Any], patience: float = PATIENCE, anew: bool = False
+    ) -> Any:
         """The result of `compute()`, from memory if it is there.
 
         Args:
@@ -54,17 +58,20 @@ class Answers:
             title: for people, while they wait.
             compute: reports to `moescope.analysis.watching` if it takes long.
             patience: seconds to wait.
+            anew: what was cancelled begins again, though nobody has heard of its end yet.
 
         Raises:
             Pending: it takes longer.
             MoescopeError: the work failed with this sentence, or was cancelled.
         """
         with self._lock:
+            self._collect()
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key][0]
+            if anew and key in self._running and self._running[key][0].stopping:
+                self._forget(key)
             if key not in self._running:
-                self._collect()
                 gave: list[Any] = []
                 job = self._jobs.start(title, lambda job: gave.append(_watched(job, compute)))
                 self._running[key] = job, gave
@@ -91,11 +98,17 @@ class Answers:
                 job.pause(seconds)
 
     def _collect(self) -> None:
-        """Takes in what was found after everybody who asked had left: it counts in the bound like all else."""
+        """Takes in what was found after everybody who asked had left: it counts in the bound like all else.
+
+        What failed or was cancelled is forgotten then: who asks the same later asks it anew.
+        """
+        now = time.monotonic()
         for key, (job, gave) in list(self._running.items()):
-            if job.over and job.state == "done":
+            left = now - self._asked[key] > _LEFT
+            if job.over and (left or job.state == "done"):
                 self._forget(key)
-                self._keep(key, gave[0])
+                if job.state == "done":
+                    self._keep(key, gave[0])
 
     def _make_room(self) -> None:
         """Work that nobody waits for any more ends where other work waits for its turn; asked again, it begins anew.
@@ -129,5 +142,7 @@ def _watched(job: Job, compute: Callable[[], Any]) -> Any:
 
 
 def _size(result: Any) -> int:
-    """Bytes of a labelled result; others (cards, passages) count as a megabyte."""
+    """Bytes of a labelled result or of a table; others (cards, passages) count as a megabyte."""
+    if isinstance(result, pd.DataFrame):
+        return int(result.memory_usage(deep=True).sum())
     return int(getattr(result, "nbytes", 1 << 20))

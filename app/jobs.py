@@ -85,6 +85,11 @@ class Job:
             slot.release()
 
     @property
+    def stopping(self) -> bool:
+        """It was told to stop; it may not have heard of it yet."""
+        return self._stop.is_set()
+
+    @property
     def age(self) -> float:
         """Seconds since it was asked for."""
         return time.monotonic() - self._begun

@@ -108,7 +108,8 @@ class Scene:
         elif time.monotonic() - stopped.get(key, -ECHO) < ECHO:
             raise CancelledError("Cancelled.")
         try:
-            return self.desk.answers.ask(key, title, work, self.patience if patience is None else patience)
+            wait = self.patience if patience is None else patience
+            return self.desk.answers.ask(key, title, work, wait, anew=self.patience > 0)
         except CancelledError:
             now = time.monotonic()
             for old in [known for known, then in list(stopped.items()) if now - then >= ECHO]:

@@ -9,6 +9,7 @@ import weakref
 from contextlib import suppress
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from moescope.analysis.watching import report
@@ -115,6 +116,40 @@ def test_cancelled_answers_say_so(answers):
         answers.ask("key", "counting", work)
 
 
+def test_cancelled_work_begins_anew_for_who_asks_so_though_it_has_not_heard(answers):
+    go, begun = threading.Event(), []
+
+    def deaf():
+        begun.append(1)
+        go.wait(30)
+        return len(begun)
+
+    with pytest.raises(Pending) as first:
+        answers.ask("key", "counting", deaf, patience=0.05)
+    first.value.job.cancel()
+    with pytest.raises(Pending) as waiting:
+        answers.ask("key", "counting", deaf, patience=0.05)
+    assert waiting.value.job is first.value.job
+    with pytest.raises(Pending) as second:
+        answers.ask("key", "counting", deaf, patience=0.05, anew=True)
+    assert second.value.job is not first.value.job
+    go.set()
+    _wait(first.value.job)
+    assert answers.ask("key", "counting", deaf, patience=10) == 2
+
+
+def test_a_failure_nobody_heard_of_is_not_said_to_who_asks_much_later(answers, monkeypatch):
+    def wrong():
+        time.sleep(0.05)
+        raise MoescopeError("The disk was away.")
+
+    with pytest.raises(Pending) as pending:
+        answers.ask("key", "counting", wrong, patience=0)
+    _wait(pending.value.job)
+    monkeypatch.setattr("moescope.app.answers._LEFT", -1.0)
+    assert answers.ask("key", "counting", lambda: 1, patience=10) == 1
+
+
 def test_work_that_nobody_waits_for_makes_room_and_begins_anew_when_asked(monkeypatch):
     monkeypatch.setattr("moescope.app.answers._LEFT", 0.2)
     answers, begun = Answers(Jobs(at_once=1)), []
@@ -215,6 +250,14 @@ def test_memory_is_bounded(monkeypatch):
     assert len(made) == 4
     answers.ask(0, "t", lambda: made.append(1) or Large(), patience=5)
     assert len(made) == 5
+
+
+def test_a_table_counts_with_its_texts(monkeypatch):
+    monkeypatch.setattr("moescope.app.answers._LARGEST", 8 << 20)
+    answers, made = Answers(Jobs()), []
+    for key in ("one", "other", "one"):
+        answers.ask(key, "t", lambda: made.append(1) or pd.DataFrame({"text": ["x" * (5 << 20)]}), patience=5)
+    assert len(made) == 3
 
 
 def test_answers_nobody_waited_for_count_in_the_bound():

@@ -56,3 +56,27 @@ def test_a_cancelled_question_is_not_begun_anew_by_the_next_panel_that_asks(desk
     assert pending.value.job.wait(10)
     assert panel(0) == 7
     assert begun == [1, 1]
+
+
+def test_try_again_begins_though_nobody_has_asked_since_the_cancel(desk):
+    begun, go = [], threading.Event()
+
+    def work():
+        begun.append(1)
+        while not go.wait(0.005):
+            report("steps", 1, 2)
+        return 7
+
+    def panel(patience):
+        return desk.scene(Place("flow", "a"), patience=patience).compute("again", "a slow question", work)
+
+    with pytest.raises(Pending) as pending:
+        panel(0.05)
+    pending.value.job.cancel()
+    assert pending.value.job.wait(10)
+    with pytest.raises(Pending) as pending:
+        panel(0.05)
+    go.set()
+    assert pending.value.job.wait(10)
+    assert panel(0.05) == 7
+    assert begun == [1, 1]
