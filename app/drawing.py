@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,11 +84,16 @@ def at_hand(page: Page, scene: Scene, place: dict[str, Any]) -> dict[str, tuple[
     found, begun = {}, time.monotonic()
     for view in page.shown(scene.place):
         if isinstance(view, BlockView) and not view.themed and time.monotonic() - begun < _AT_ONCE:
-            with suppress(Pending, MoescopeError, OSError, pa.ArrowException):  # its panel will ask, and say why
+            try:
                 drawn = view.draw(scene)
-                if not isinstance(drawn, Partial):
-                    fields = [place.get(name) for name in ("store", "version", "trouble", *view.reads)]
-                    found[view.name] = (_placed(drawn, place), fields)
+            except (Pending, MoescopeError, OSError, pa.ArrowException):  # its panel will ask, and say why
+                continue
+            except Exception:  # so will it, and fail alone
+                logging.getLogger(__name__).exception("%s did not come with its page", view.name)
+                continue
+            if not isinstance(drawn, Partial):
+                fields = [place.get(name) for name in ("store", "version", "trouble", *view.reads)]
+                found[view.name] = (_placed(drawn, place), fields)
     return found
 
 

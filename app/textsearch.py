@@ -25,12 +25,12 @@ def contents(scene: Scene) -> Any:
         Pending: it is being counted.
     """
 
-    def index() -> Any:
-        found = contents_of(scene.store)
-        found.index()
-        return found
+    def index() -> bool:
+        contents_of(scene.store).index()
+        return True  # not the contents, which go with the store
 
-    return scene.compute("contents", "counting where every document and token is", index)
+    scene.compute("contents", "counting where every document and token is", index)
+    return contents_of(scene.store)
 
 
 def draw(scene: Scene) -> Any:

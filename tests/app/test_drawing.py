@@ -1,0 +1,43 @@
+"""Panels: one that fails leaves the page and the others alone."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+
+import pytest
+
+from moescope.app import drawing, textsearch
+from moescope.app.book import PAGES
+from moescope.app.place import Place
+from moescope.app.views import BlockView
+from tests.app.made_desk import made_desk, made_shelf
+
+
+@pytest.fixture
+def desk(tmp_path):
+    return made_desk(made_shelf(tmp_path))
+
+
+def test_a_block_that_fails_does_not_take_its_page_away(desk, monkeypatch, caplog):
+    def fails(scene):
+        raise KeyError("nobody foresaw this")
+
+    monkeypatch.setattr(drawing, "_AT_ONCE", 60)
+    bad = BlockView(name="bad", title="Bad", how="", reads=(), draw=fails)
+    good = BlockView(name="good", title="Good", how="", reads=(), draw=lambda scene: "here")
+    page = replace(PAGES["overview"], views=(bad, good))
+    found = drawing.at_hand(page, desk.scene(Place("overview", "a")), {"href": "/store/a"})
+    assert list(found) == ["good"]
+    assert "nobody foresaw this" in caplog.text
+
+
+def test_what_is_counted_of_a_store_goes_with_it(desk):
+    opened = desk.shelf.open("a")
+    held = weakref.ref(textsearch.contents(desk.scene(Place("text", "a"), patience=30)))
+    assert held() is not None
+    desk.shelf._open.clear()
+    del opened
+    gc.collect()
+    assert held() is None
