@@ -323,7 +323,8 @@ EXPERT = Page(
             name="expert-links",
             title="Its neighbours",
             how="Experts of the MoE layers before and after whose tokens it shares more than when one layer is moved "
-            "against the other inside each sequence (q ≤ 0.05); lift is how many times the usual share. Scored alike: "
+            "against the other inside each sequence (q ≤ 0.05), counted where both come first; lift is how many times "
+            "the usual share. Scored alike: "
             "the router scores them for the same tokens, closer than any pair of the layer in any draw of the null.",
             reads=(*_SELECTED, "by"),
             needs=_SELECTED,

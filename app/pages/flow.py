@@ -305,8 +305,9 @@ FLOW = Page(
             name="links",
             title="Strongest links",
             how="Transitions of the pair, the most used first; of the selected expert alone, if one is selected. "
-            "Expected is the mean count when the second layer is rotated within sequences; q is held over all cells "
-            "of the pair. A click leads to the second expert's page.",
+            "Tokens are those whose first expert in either layer it is; Lift is their share beside the usual share of "
+            "the second expert; Expected is the mean count when the second layer is rotated within sequences, which q "
+            "is held against, over all cells of the pair. A click leads to the second expert's page.",
             reads=("expert", *_PAIR),
             width=6,
             frame=_links,

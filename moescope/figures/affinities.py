@@ -27,14 +27,14 @@ READ = (
 
 
 READ_MAP = (
-    "Rows are experts of the first layer, columns of the second. Orange: the second gets more of the first one's "
-    "tokens than its usual share, blue less; full colour stands at q ≤ 0.05 against the second layer rotated within "
-    "sequences, pale is within what that gives."
+    "Of each token's first expert in either layer. Rows are experts of the first layer, columns of the second. Orange: "
+    "the second gets more of the first one's tokens than its usual share, blue less; full colour stands at q ≤ 0.05 "
+    "against the second layer rotated within sequences, pale is within what that gives."
 )
 """How to read the map of one pair of layers."""
 READ_INFORMATION = (
-    "What knowing a token's expert in the first layer tells of its expert in the second, beyond what loads, topics and "
-    "runs give; the orange tick is what chance reaches once in 100. Each layer with the next; 0 is nothing."
+    "What knowing a token's first expert in one layer tells of its first expert in the other, beyond what loads, "
+    "topics and runs give; the orange tick is what chance reaches once in 100. Each layer with the next; 0 is nothing."
 )
 """How to read the information of a chain of layers."""
 _DETAILS = ("lift", "conditional", "count", "expected", "p", "q")

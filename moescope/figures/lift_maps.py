@@ -71,9 +71,11 @@ def lift_reach(lift: np.ndarray) -> int:
 def square(figure: go.Figure, width: int, height: int, across: str, down: str, reach: int) -> None:
     """Axes of experts by experts, and the colour bar of lift."""
     ticks = list(range(-reach, reach + 1))
-    axis = {"showgrid": False, "zeroline": False, "nticks": 10}
-    figure.update_xaxes(axis | {"title": {"text": across}, "range": [-0.5, width - 0.5]}, row=1, col=1)
-    figure.update_yaxes(axis | {"title": {"text": down}, "range": [height - 0.5, -0.5]}, row=1, col=1)
+    axis = {"showgrid": False, "zeroline": False, "tick0": 0}
+    step = {"dtick": _step(width)}
+    figure.update_xaxes(axis | step | {"title": {"text": across}, "range": [-0.5, width - 0.5]}, row=1, col=1)
+    step = {"dtick": _step(height)}
+    figure.update_yaxes(axis | step | {"title": {"text": down}, "range": [height - 0.5, -0.5]}, row=1, col=1)
     figure.update_layout(
         template=template("light"),
         height=SIDE + 130,
@@ -90,6 +92,11 @@ def square(figure: go.Figure, width: int, height: int, across: str, down: str, r
             | colour_bar(SIDE),
         },
     )
+
+
+def _step(experts: int) -> int:
+    """From tick to tick: whole experts, at most ten of them."""
+    return next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, experts) if experts <= 10 * step)
 
 
 def say(figure: go.Figure, text: str) -> None:

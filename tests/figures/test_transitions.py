@@ -133,3 +133,9 @@ def test_sankey_of_paths_and_transitions(store):
     assert f"p = {p:.2g}, q = {q:.2g}; 19 controls cannot give less than p = 0.05" in routes.link.customdata[0]
     uncontrolled = figures.paths(paths(store, length=2, draws=0))
     assert set(uncontrolled.data[0].link.color) == {_ORANGE_BAND}
+
+
+def test_ticks_of_a_pair_of_layers_stand_at_whole_experts():
+    figure = figures.affinity_map(affinity_from_counts(np.ones((4, 24)) + np.eye(4, 24)))
+    assert (figure.layout.yaxis.tick0, figure.layout.yaxis.dtick) == (0, 1)
+    assert (figure.layout.xaxis.tick0, figure.layout.xaxis.dtick) == (0, 5)
