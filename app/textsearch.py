@@ -107,11 +107,12 @@ def _documents(scene: Scene) -> Any:
     for one in found.documents:
         there = place.go(doc=one.document)
         labels = " · ".join(spoken(value, 24) for value in one.labels.values() if value is not None)
+        said = [" · ", html.Bdi(labels)] if labels else []
         rows.append(
             html.Li(
                 [
                     to(there, html.Bdi(spoken(one.opening, 90) or "(no text)"), className="opening"),
-                    html.Div([f"{one.document} · ", html.Bdi(labels), f" · {one.n_tokens:,} tokens"], className="dim"),
+                    html.Div([str(one.document), *said, f" · {one.n_tokens:,} tokens"], className="dim"),
                 ],
                 className="current" if one.document == place.doc else "",
             )

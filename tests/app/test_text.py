@@ -16,6 +16,7 @@ from moescope.app import book, tokens
 from moescope.app.place import Place, parse
 from moescope.app.server import build
 from moescope.errors import MoescopeError
+from tests.analysis.made_stores import random_truth, write
 from tests.app.hostile import TEXTS, write_hostile
 from tests.app.made_desk import drawn as finished
 from tests.app.made_desk import made_desk
@@ -181,6 +182,13 @@ def test_the_page_is_served(tmp_path):
     write_hostile(tmp_path / "hostile")
     answer = build(tmp_path).server.test_client().get("/store/hostile/text", headers={"Host": "127.0.0.1"})
     assert answer.status_code == 200
+
+
+def test_a_document_without_labels_is_listed_without_a_gap(tmp_path):
+    write(tmp_path / "plain", random_truth(np.random.default_rng(5), 3, [4], [1]), [4], {})
+    shown = finished(made_desk(tmp_path), book.view("text-find"), Place("text", "plain"))
+    assert " tokens" in said(shown)
+    assert "·  ·" not in said(shown)
 
 
 def test_occurrences_are_of_all_documents_and_say_so(desk):
