@@ -25,6 +25,10 @@ from moescope.app.shelf import Shelf
 from moescope.app.views import BlockView, FigureView
 from moescope.errors import MoescopeError
 
+with suppress(ImportError):
+    # plotly asks for it while it writes a figure, and fails where another thread is half way through loading it.
+    import PIL.Image  # noqa: F401
+
 _OPENING = 2.0  # seconds that a page takes to stand
 
 
