@@ -89,6 +89,7 @@ class Bench:
     Attributes:
         held: the model in memory and how it was chosen.
         loading: the job that loads one now; started: the last that somebody asked for by itself.
+        writing: the job that writes a checkpoint, or the last that did.
         runs: job id -> (question, job).
         measured: what was asked -> the job that measures it on the model, or has.
     """
@@ -96,6 +97,7 @@ class Bench:
     held: tuple[Choice, Model] | None = None
     loading: Job | None = None
     started: Job | None = None
+    writing: Job | None = None
     runs: OrderedDict[str, tuple[Question, Job]] = field(default_factory=OrderedDict)
     measured: OrderedDict[Hashable, Job] = field(default_factory=OrderedDict)
     _queue: deque[Job] = field(default_factory=deque)

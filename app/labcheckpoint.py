@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import dash_mantine_components as dmc
@@ -9,12 +10,13 @@ from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 
 from moescope.app import labform, recipefiles, recipes
 from moescope.app.aria import named
-from moescope.app.bench import new_folder
+from moescope.app.bench import Choice, new_folder
 from moescope.app.expert_words import worded
 from moescope.app.jobs import Job
 from moescope.app.panels import note
 from moescope.app.place import Place, parse
 from moescope.app.scene import Desk, Scene
+from moescope.edits import Recipe
 from moescope.errors import MoescopeError
 
 _HIDDEN, _SHOWN = {"display": "none"}, {}
@@ -23,6 +25,8 @@ _HIDDEN, _SHOWN = {"display": "none"}, {}
 def draw(scene: Scene) -> Any:
     """The panel."""
     words = "A copy of the model's checkpoint with the recipe in its weights, as `moescope apply` writes it."
+    job = scene.desk.bench.writing
+    over = job is None or job.over
     return html.Div(
         [
             html.P(worded(words), className="dim"),
@@ -39,7 +43,7 @@ def draw(scene: Scene) -> Any:
                 checked=False,
                 size="xs",
             ),
-            html.Div(id="write-said", role="status"),
+            html.Div(None if job is None else _told(scene.desk, job), id="write-said", role="status"),
             dmc.Modal(
                 [
                     html.P(id="write-words"),
@@ -55,9 +59,15 @@ def draw(scene: Scene) -> Any:
                 opened=False,
                 closeButtonProps=cast("Any", named("Close")),
             ),
-            dcc.Store(id="write-job"),
-            dcc.Interval(id="write-clock", interval=500, max_intervals=0),
-            dmc.Button("Cancel", id="write-cancel", size="compact-xs", variant="default", n_clicks=0, style=_HIDDEN),
+            dcc.Interval(id="write-clock", interval=500, max_intervals=0 if over else 1),
+            dmc.Button(
+                "Cancel",
+                id="write-cancel",
+                size="compact-xs",
+                variant="default",
+                n_clicks=0,
+                style=_HIDDEN if over else _SHOWN,
+            ),
         ],
         className="checkpoint",
     )
@@ -69,7 +79,6 @@ def register(app: Dash, desk: Desk) -> None:
     @app.callback(
         Output("write-modal", "opened"),
         Output("write-words", "children"),
-        Output("write-job", "data"),
         Output("write-clock", "max_intervals", allow_duplicate=True),
         Output("write-said", "children", allow_duplicate=True),
         Input("write-ask", "n_clicks"),
@@ -85,15 +94,15 @@ def register(app: Dash, desk: Desk) -> None:
         if not place or place.get("trouble") or not ctx.triggered[0]["value"]:
             return no_update
         if ctx.triggered_id == "write-no":
-            return False, no_update, no_update, no_update, no_update
+            return False, no_update, no_update, no_update
         here = parse(place["href"])[0]
         try:
             if ctx.triggered_id == "write-ask":
-                return True, words(desk, here, str(name or "")), no_update, no_update, None
+                return True, words(desk, here, str(name or "")), no_update, None
             job = begun(desk, here, str(name or ""), bool(near))
         except MoescopeError as error:
-            return False, no_update, no_update, no_update, note(desk.shelf.without_root(str(error)), trouble=True)
-        return False, no_update, job.id, (ticks or 0) + 1, _told(desk, job)
+            return False, no_update, no_update, note(desk.shelf.without_root(str(error)), trouble=True)
+        return False, no_update, (ticks or 0) + 1, _told(desk, job)
 
     @app.callback(
         Output("write-said", "children"),
@@ -101,11 +110,10 @@ def register(app: Dash, desk: Desk) -> None:
         Output("write-cancel", "style"),
         Input("write-clock", "n_intervals"),
         Input("write-cancel", "n_clicks"),
-        State("write-job", "data"),
         prevent_initial_call=True,
     )
-    def _polled(ticks: Any, cancels: Any, name: Any) -> Any:
-        job = desk.jobs.get(name)
+    def _polled(ticks: Any, cancels: Any) -> Any:
+        job = desk.bench.writing
         if job is None:
             return no_update, 0, _HIDDEN
         if ctx.triggered_id == "write-cancel" and cancels:
@@ -119,19 +127,14 @@ def words(desk: Desk, here: Place, name: str) -> str:
     """What would be written, where and from what.
 
     Raises:
-        MoescopeError: there is no recipe, or no such folder can be made.
+        MoescopeError: there is no recipe, no such folder can be made, or another checkpoint is being written.
     """
-    scene = desk.scene(here)
-    recipe = recipes.read(here.recipe)
-    if recipe is None:
-        raise MoescopeError("There is no recipe to write: add an edit first.")
-    folder = new_folder(desk.shelf.root, desk.shelf.alone, name)
+    model, recipe, folder = _wanted(desk, here, name)
     edits = ", ".join(f"{recipes.named(one)} {recipes.said(one)}" for one in recipe.edits[:6])
     more = f" and {len(recipe.edits) - 6} more" if len(recipe.edits) > 6 else ""
     return (
-        f"A full copy of {labform.choice(scene).name} goes into the new folder {folder.name} of "
-        f"{desk.shelf.root.name}, with: {edits}{more}. Its source is not touched. It is kept only if it computes what "
-        "the live edits do."
+        f"A full copy of {model.name} goes into the new folder {folder.name} of {desk.shelf.root.name}, with: "
+        f"{edits}{more}. Its source is not touched. It is kept only if it computes what the live edits do."
     )
 
 
@@ -141,13 +144,20 @@ def begun(desk: Desk, here: Place, name: str, approximate: bool) -> Job:
     Raises:
         MoescopeError: as `words`.
     """
-    words(desk, here, name)
-    scene = desk.scene(here)
-    chosen, recipe = labform.choice(scene), recipefiles.for_file(scene)
-    folder = new_folder(desk.shelf.root, desk.shelf.alone, name)
-    return desk.jobs.start(
-        f"writing {name}", lambda job: desk.bench.write(job, chosen, recipe, folder, approximate), free=True
+    model, recipe, folder = _wanted(desk, here, name)
+    desk.bench.writing = desk.jobs.start(
+        f"writing {name}", lambda job: desk.bench.write(job, model, recipe, folder, approximate), free=True
     )
+    return desk.bench.writing
+
+
+def _wanted(desk: Desk, here: Place, name: str) -> tuple[Choice, Recipe, Path]:
+    """What is written, with which edits, and where."""
+    if (writing := desk.bench.writing) is not None and not writing.over:
+        raise MoescopeError(f"The lab is {writing.title} now: wait until it is done, or cancel it.")
+    scene = desk.scene(here)
+    recipe = recipefiles.for_file(scene)
+    return labform.choice(scene), recipe, new_folder(desk.shelf.root, desk.shelf.alone, name)
 
 
 def report(done: Any) -> str:

@@ -480,6 +480,31 @@ def test_a_checkpoint_is_written_proven_and_never_overwritten(desk, model, folde
     assert not (folder / "promoted").exists()
 
 
+def test_a_checkpoint_in_writing_is_seen_by_whoever_comes_and_is_the_only_one(desk, monkeypatch):
+    go, elsewhere = threading.Event(), replace(desk, bench=Bench())
+
+    def writes(self, job, choice, recipe, out, approximate):
+        job.report(f"copying into {out.name}", 0, 0)
+        assert go.wait(30)
+        job.check()
+
+    monkeypatch.setattr(Bench, "write", writes)
+    here = HERE.go(recipe="L2E5*64")
+    job = labcheckpoint.begun(elsewhere, here, "copied", False)
+    try:
+        with pytest.raises(MoescopeError, match="writing copied"):
+            labcheckpoint.words(elsewhere, here, "another")
+        with pytest.raises(MoescopeError, match="writing copied"):
+            labcheckpoint.begun(elsewhere, here, "another", False)
+        assert "writing copied" in _words(labcheckpoint.draw(elsewhere.scene(HERE)))
+        job.cancel()
+    finally:
+        go.set()
+    assert job.wait(30)
+    assert "nothing was written" in _words(labcheckpoint.draw(elsewhere.scene(HERE)))
+    assert labcheckpoint.words(elsewhere, here, "another")
+
+
 def test_what_failed_says_no_path_of_the_server(desk, model, folder, monkeypatch):
     from moescope import hooks
 

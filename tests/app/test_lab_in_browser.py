@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from moescope.app import labanswers
+from moescope.app.bench import Bench
 from moescope.app.place import parse
 from moescope.edits import Mask, Recipe, Scale
 
@@ -70,6 +71,26 @@ def test_an_expert_clicked_elsewhere_steers_the_answer(visitor, tmp_path, monkey
     page.get_by_text("under L2E5*64,L2E6!mask, going on from").wait_for(timeout=60_000)
     visitor.settle()
     assert [page.locator(".answer .said").nth(number).inner_text() for number in (0, 1)] == [plain, edited]
+    visitor.well()
+
+
+def test_a_checkpoint_in_writing_is_found_again_and_can_be_stopped(visitor, monkeypatch):
+    def writes(self, job, choice, recipe, out, approximate):
+        for done in range(10_000):
+            job.report(f"step {done}", done, 0)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(Bench, "write", writes)
+    page = visitor.go("/store/demo/lab?recipe=L2E5*64").page
+    page.get_by_label("New folder").fill("copied")
+    page.click("#write-ask")
+    page.click("#write-go")
+    page.get_by_text("writing copied: step").wait_for()
+    visitor.go("/store/demo/lab")
+    page.get_by_text("writing copied: step").wait_for()
+    page.click("#write-cancel")
+    page.get_by_text("Cancelled; nothing was written.").wait_for()
+    assert not page.locator("#write-cancel").is_visible()
     visitor.well()
 
 
