@@ -10,7 +10,7 @@ from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, ctx
 from moescope.analysis.question import Analysis, Parameter
 from moescope.app import options
 from moescope.app.aria import named
-from moescope.app.place import parse
+from moescope.app.place import Place, parse
 from moescope.app.scene import Scene
 
 
@@ -43,11 +43,19 @@ def register(app: Dash, desk: Any) -> None:
         if not ctx.triggered_id or not place or place.get("trouble"):
             return no_update
         here = parse(place["href"])[0]
-        name, default = ctx.triggered_id["name"], ctx.triggered_id["default"]
-        value = ctx.triggered[0]["value"]
-        text = None if value in (None, "") or str(value) == default else str(value)
-        there = here.go(options=options.with_option(here.options, name, text))
+        there = chosen(here, ctx.triggered_id, ctx.triggered[0]["value"])
         return no_update if there == here else there.href
+
+
+def chosen(here: Place, control: dict[str, str], value: Any) -> Place:
+    """The place after the control with this id was set.
+
+    What was typed counts a moment later, when another question may be asked: it is none of that one's parameters.
+    """
+    if control["of"] != (here.question or ""):
+        return here
+    text = None if value in (None, "") or str(value) == control["default"] else str(value)
+    return here.go(options=options.with_option(here.options, control["name"], text))
 
 
 def default_of(parameter: Parameter) -> str:
@@ -65,7 +73,8 @@ def _control(scene: Scene, question: Analysis, parameter: Parameter) -> Any:
     default = default_of(parameter)
     value = options.shown(scene.place.options, parameter.name)
     common: dict[str, Any] = {
-        "id": {"type": "option", "of": question.name, "name": parameter.name, "default": default},
+        # `of` is the question as the address has it: "" for the one that is asked first.
+        "id": {"type": "option", "of": scene.place.question or "", "name": parameter.name, "default": default},
         "label": parameter.name.replace("_", " "),
         "description": parameter.help,
         "placeholder": default or "default",

@@ -12,7 +12,7 @@ window.dash_clientside = window.dash_clientside || {};
   };
   window.dash_clientside.moescope_analyses = {
     option: function (place, id, now) {
-      if (!place || place.question !== id.of && !(place.question === null && id.of === "load")) return window.dash_clientside.no_update;
+      if (!place || (place.question ?? "") !== id.of) return window.dash_clientside.no_update;
       const value = read(place.options, id.name);
       if (value !== null) return String(now) === value ? window.dash_clientside.no_update : value;
       // Empty and the default are the same: neither is changed under the person's hand.

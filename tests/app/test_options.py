@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from moescope import analysis
 from moescope.analysis import ANALYSES
-from moescope.app import options
+from moescope.app import optioncontrols, options
 from moescope.app.answers import Answers
 from moescope.app.jobs import Jobs
 from moescope.app.place import Place, parse
@@ -136,3 +136,15 @@ def test_the_page_answers_and_says_what_it_cannot(root):
     for question, words in (("compare", "second store"), ("gate_map", "weights"), ("nonsense", "no analysis")):
         with pytest.raises(MoescopeError, match=words):
             view("answer").draw(scene(root, question=question))
+
+
+def test_what_was_typed_for_one_question_is_no_parameter_of_the_next(root):
+    def controls(here):
+        drawn = optioncontrols.of(scene(root, question=here.question), ANALYSES[here.question or "load"])
+        return {one.id["name"]: one.id for one in drawn.children}
+
+    first, other = Place("analyses", "made one"), Place("analyses", "made one", question="npmi")
+    for here, elsewhere in ((first, other), (other, first)):
+        (name, control), *_ = controls(here).items()
+        assert optioncontrols.chosen(here, control, 12).options == f"{name}:12"
+        assert optioncontrols.chosen(elsewhere, control, 12) == elsewhere
