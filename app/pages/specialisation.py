@@ -10,7 +10,7 @@ from moescope import figures
 from moescope.analysis.labelled import table
 from moescope.analysis.markers import occurring
 from moescope.analysis.standing import beyond_chance
-from moescope.analysis.summary import specialisation_finding
+from moescope.analysis.summary import floor_words, specialisation_finding
 from moescope.app import controls
 from moescope.app.expert_words import found_of, where_of
 from moescope.app.links import to
@@ -62,7 +62,7 @@ def _beyond(scene: Scene) -> Any:
         f"{found.standing:,} of {found.tested:,} (layer, expert, {result.attrs['by']}) cells stand at q ≤ "
         f"{found.level:g}, of which about {found.false_alarms:.0f} are false "
         f"alarms. The null: {result.attrs.get('permutations', 0):,} dealings of the labels over the "
-        "documents."
+        f"documents.{floor_words(result)}"
     )
     counts = html.Article(
         [

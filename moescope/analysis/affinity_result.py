@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from moescope.analysis.affinity_null import Drawn
-from moescope.analysis.discovery import adjusted
+from moescope.analysis.discovery import adjusted, too_few
 from moescope.analysis.permutation import TIE
 from moescope.errors import MoescopeError
 
@@ -86,13 +86,8 @@ def _cells(tables: list[np.ndarray], drawn: list[Drawn]) -> dict[str, np.ndarray
 def _note(p: np.ndarray, q: np.ndarray, draws: int) -> dict[str, str]:
     tests = int((~np.isnan(p)).sum())
     family = {"family": f"q: all {tests} defined transitions of this result; q_mi: its pairs of layers"}
-    needed = int(np.ceil(tests / (draws + 1) / 0.05))
-    if needed <= 1 or np.nanmin(q, initial=1.0) <= 0.05:
-        return family
-    return family | {
-        "notes": f"with {draws} permutations no p is below {1 / (draws + 1):.2g}, so that q <= 0.05 takes at least "
-        f"{needed} discoveries among {tests} transitions; raise permutations, or read p_mi"
-    }
+    floor = too_few(p, q, draws, tests, "transitions")
+    return family | ({"floor": floor, "notes": f"{floor}; or read p_mi"} if floor else {})
 
 
 def normalised(mi: np.ndarray, null: np.ndarray, observed: list[dict[str, float]]) -> np.ndarray:

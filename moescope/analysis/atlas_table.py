@@ -65,7 +65,7 @@ def atlas(
         tier: reap, ean; with the outliers tier: absmax, super (published rule); effect, if given.
         With dims (layer, expert, neighbour): predecessor, successor, similar (expert numbers, NaN where there is none
         that stands), predecessor_lift, successor_lift, similarity. `attrs["absent"]` says which parts this store
-        does not allow, and why.
+        does not allow, or its null was too coarse for, and why.
 
     Raises:
         MoescopeError: no routing tier, no such label, or nothing to count.
@@ -106,6 +106,8 @@ def _labels(
     if found.sizes["label"] < 2:
         absent["prefers"] = f"all documents carry one {found.attrs['by']}"
         return {}
+    if "floor" in found.attrs:
+        absent["prefers"] = f"too few permutations: {found.attrs['floor']}"
     value, q = found["npmi"].values, found["q"].values
     stands = (q <= LEVEL) & (value > 0)
     best = np.where(stands, value, -np.inf).argmax(axis=2)[..., None]
@@ -129,6 +131,8 @@ def _links(store: Store, axis: LayerAxis, seed: int, absent: dict[str, str]) -> 
         absent["predecessor, successor"] = "the store has one MoE layer"
         return {}
     found = affinity(store, seed=seed)
+    if "floor" in found.attrs:
+        absent["predecessor, successor"] = f"too few draws for single links: {found.attrs['floor']}"
     shape = (len(axis.layers), int(axis.n_experts.max()), NEIGHBOURS)
     out = {name: np.full(shape, np.nan) for name in _LINKS}
     for row, (source, target) in enumerate(zip(found["source_site"].values, found["target_site"].values, strict=True)):

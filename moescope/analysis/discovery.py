@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy.stats import false_discovery_control
+
+_LEVEL = 0.05
 
 
 def adjusted(p: np.ndarray) -> np.ndarray:
@@ -12,3 +16,27 @@ def adjusted(p: np.ndarray) -> np.ndarray:
     q = np.full(p.shape, np.nan)
     q[tested] = false_discovery_control(p[tested]) if tested.any() else []
     return q
+
+
+def too_few(p: np.ndarray, q: np.ndarray, draws: int, tests: int, what: str, sides: int = 1) -> str:
+    """Why nothing could reach q <= 0.05 with that many draws of a null, though some p are the smallest there can be.
+
+    Args:
+        p, q: of all tests; NaN where there was none.
+        draws: of the null, so that no p is below `sides` / (`draws` + 1).
+        tests: how many different ones stand in `p`.
+        what: plural, what was tested.
+        sides: 2 where p is twice the smaller tail.
+
+    Returns:
+        Words, or nothing where something stands, or where no p is as small as it can be: more draws would not help.
+    """
+    floor, tested = sides / (draws + 1), p[~np.isnan(p)]
+    share = float((tested <= floor * (1 + 1e-9)).mean()) if tested.size else 0.0
+    if not share or np.nanmin(q) <= _LEVEL:
+        return ""
+    return (
+        f"with {draws:,} permutations no p is below {floor:.2g}, so that q <= {_LEVEL:g} takes at least "
+        f"{math.ceil(tests * floor / _LEVEL):,} discoveries among the {tests:,} {what}, and {round(share * tests):,} "
+        f"have that p: raise permutations, to {math.ceil(sides / (_LEVEL * share)) - 1:,} or more if all of these hold"
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from moescope.analysis.summary import LEVEL, Finding
+from moescope.analysis.summary import LEVEL, Finding, floor_words
 from moescope.errors import MoescopeError
 
 NAMED = 3
@@ -53,17 +53,21 @@ def preference_finding(result: xr.Dataset, site: str, expert: int) -> Finding:
     if not np.isfinite(value).any():
         return Finding("npmi", f"It is never selected, so it prefers no {by}.", "There is nothing to test.", None)
     order = np.argsort(-np.nan_to_num(value, nan=-2), kind="stable")
-    best = int(order[0])
+    stands = [index for index in order.tolist() if q[index] <= LEVEL and value[index] > 0]
+    best = stands[0] if stands else int(order[0])
     told = (
         f"nPMI {value[best]:.2f}; dealing the labels anew reaches {float(part['null_p99'][best]):.2f} once in a hundred"
     )
     values = {"label": labels[best], "npmi": float(value[best]), "null_p99": float(part["null_p99"][best])}
     if np.isnan(q).all():
         return Finding("npmi", f"Fires most for “{labels[best]}”, untested.", f"nPMI {value[best]:.2f}.", None, values)
-    stands = [index for index in order.tolist() if q[index] <= LEVEL and value[index] > 0]
     tested = f"q = {_small(float(q[best]))}, {result.attrs['permutations']} dealings"
     if not stands:
         detail = f"The nearest is “{labels[best]}”: {told} ({tested})."
+        floor = floor_words(result)
+        if floor and np.nanmin(part["p"].values[value > 0], initial=1.0) <= np.nanmin(result["p"].values):
+            headline = f"Too few permutations to tell whether it prefers a {by}."
+            return Finding("npmi", headline, f"{detail}{floor}", None, values)
         return Finding("npmi", f"Prefers no {by} beyond chance.", detail, False, values)
     named = ", ".join(f"“{labels[index]}”" for index in stands[:NAMED])
     more = f" and {len(stands) - NAMED} more" if len(stands) > NAMED else ""

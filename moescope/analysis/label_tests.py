@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from moescope.analysis.association import CORRECTIONS, NO_P, q_values
+from moescope.analysis.discovery import too_few
 from moescope.analysis.labelled import LayerAxis
 from moescope.analysis.pairs import PairCounts
 from moescope.analysis.permutation import Score, permutation_null
@@ -142,10 +143,11 @@ def against_dealings(
         )
     null = permutation_null(tables, tokens, code, observed, score, permutations, test.seed)
     p = axis.pad([null.p_value(row, test.alternative) for row in range(len(tables))])
-    notes += too_few(permutations, tests, test.alternative)
+    q = q_values(p, test.correction)
+    attrs |= floor_of(p, q, permutations, tests, test.alternative)
     statistics |= {
         "p": p,
-        "q": q_values(p, test.correction),
+        "q": q,
         "p_max": axis.pad([null.p_largest(values) for values in observed]),
         "null_mean": axis.pad(null.mean),
         "null_p99": axis.pad(null.p99),
@@ -154,16 +156,10 @@ def against_dealings(
     return Tested(counts, observed, size, documents, statistics, attrs, notes)
 
 
-def too_few(permutations: int, tests: int, alternative: str) -> list[str]:
-    """A note where a single true discovery could not reach q <= 0.05 with that many permutations."""
-    floor = (1 if alternative == "greater" else 2) / (permutations + 1)
-    if tests * floor <= 0.05:
-        return []
-    needed = int(np.ceil(tests * floor / 0.05))
-    return [
-        f"with {permutations} permutations no p is below {floor:.2g}, so that q <= 0.05 takes at least {needed} "
-        f"discoveries among the {tests} tests; for fewer read p_max, or raise permutations"
-    ]
+def floor_of(p: np.ndarray, q: np.ndarray, permutations: int, tests: int, alternative: Alternative) -> dict[str, str]:
+    """The attribute `floor`, where the permutations were too few for anything to stand."""
+    floor = too_few(p, q, permutations, tests, "tests", 1 if alternative == "greater" else 2)
+    return {"floor": floor} if floor else {}
 
 
 def enough_permutations(tests: int, pairs: int) -> int:

@@ -15,7 +15,7 @@ import xarray as xr
 
 from moescope.analysis.association import CORRECTIONS, NO_P, association, q_values, score
 from moescope.analysis.counts import Phase, sites_of, token_totals
-from moescope.analysis.label_tests import Alternative, Correction, LabelTest, enough_permutations, too_few
+from moescope.analysis.label_tests import Alternative, Correction, LabelTest, enough_permutations, floor_of
 from moescope.analysis.labelled import LayerAxis, provenance
 from moescope.analysis.matched_places import NULL, Matching, PlaceNull, place_null, places_of
 from moescope.analysis.property_tests import INTERVAL, few_documents, intervals, left_out, npmi_of_counts
@@ -270,16 +270,17 @@ def _matched(
     if null.draws:
         p = axis.pad(found.p_values(observed, test.alternative))
         p[..., null.matched == 0] = np.nan
+        q = q_values(p, test.correction)
         statistics = {
             "p": p,
-            "q": q_values(p, test.correction),
+            "q": q,
             "p_max": np.where(np.isnan(p), np.nan, axis.pad(found.family_wise(observed))),
             "null_mean": axis.pad(found.mean),
             "null_p99": axis.pad(found.p99),
             "null_max_p99": np.quantile(found.largest, 0.99, method="higher"),
         }
         tests = int((~np.isnan(p)).sum())
-        notes += too_few(null.draws, tests, test.alternative)
+        attrs = attrs | floor_of(p, q, null.draws, tests, test.alternative)
         attrs = attrs | {"family": f"all {tests} defined (layer, expert, label) cells of this result"}
     else:
         notes.append(f"{NO_P}: no permutations were asked for")

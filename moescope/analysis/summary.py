@@ -117,14 +117,17 @@ def specialisation_finding(result: xr.Dataset, level: float = LEVEL) -> Finding:
             if best
             else ""
         )
-        return Finding(
-            "npmi",
-            f"No expert specialises in a {by} more than chance explains.",
-            f"None of {int(np.isfinite(q).sum())} tests reaches q ≤ {level:g} against {result.attrs['permutations']} "
-            f"dealings of labels over {int(result['documents'].sum())} documents.{nearest}",
-            False,
-            best or {},
+        floor = floor_words(result)
+        headline = (
+            f"Too few permutations to tell who specialises in a {by}."
+            if floor
+            else f"No expert specialises in a {by} more than chance explains."
         )
+        detail = (
+            f"None of {int(np.isfinite(q).sum())} tests reaches q ≤ {level:g} against {result.attrs['permutations']} "
+            f"dealings of labels over {int(result['documents'].sum())} documents.{nearest}{floor}"
+        )
+        return Finding("npmi", headline, detail, None if floor else False, best or {})
     best = _cell(result, int(np.argmax(np.where(stands, result["npmi"].values, -np.inf))))
     experts = int(stands.any(axis=2).sum())
     selected = int((np.nansum(result["count"].values, axis=2) > 0).sum())
@@ -139,6 +142,12 @@ def specialisation_finding(result: xr.Dataset, level: float = LEVEL) -> Finding:
         f"{best['lift']:.1f} times as often as overall."
     )
     return Finding("npmi", headline, detail, True, best | {"experts": experts, "of": selected})
+
+
+def floor_words(result: xr.Dataset) -> str:
+    """A sentence to append, of a null with too few draws for anything to stand; empty where that is not so."""
+    floor = str(result.attrs.get("floor", ""))
+    return f" {floor[:1].upper()}{floor[1:]}." if floor else ""
 
 
 def balance_finding(result: xr.Dataset) -> Finding:

@@ -45,6 +45,9 @@ _HOVER = (
 )
 
 
+_FLOOR = "{} draws are too few for any link to stand; raise permutations"
+
+
 def read_affinity(result: xr.Dataset, level: float = 0.05) -> str:
     """How to read the figure of this result."""
     return READ.format(level=level)
@@ -94,6 +97,8 @@ def affinity(result: xr.Dataset, level: float = 0.05, pairs: Sequence[str] | Non
     if len(chosen) > 1:
         figure.update_layout(updatemenus=[menu(labels, groups, len(fixed))], margin_t=92)
     align_titles(figure, 2)
+    if "floor" in result.attrs:
+        say(figure, _FLOOR.format(result.attrs["permutations"]))
     if len(chosen) < len(known) and pairs is None:
         say(figure, f"maps of {len(chosen)} of {len(known)} pairs; name others with pairs=")
     return figure
@@ -126,6 +131,9 @@ def affinity_map(result: xr.Dataset, pair: str | None = None, level: float = 0.0
     square(figure, sizes[0], sizes[1], f"other expert, of layer {target}", f"expert of layer {source}", reach)
     figure.update_xaxes(title_text=f"expert of layer {target}")
     figure.update_layout(margin_t=24)
+    if "floor" in result.attrs:
+        say(figure, _FLOOR.format(result.attrs["permutations"]))
+        figure.update_layout(margin_t=56)
     return figure
 
 

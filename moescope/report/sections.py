@@ -221,7 +221,7 @@ def provenance_rows(store: Store, results: dict[str, xr.Dataset | MoescopeError]
         ("edits", "none" if manifest.edits is None else str(manifest.edits)),
         ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()) or "not recorded"),
     ]
-    hidden = {"analysis", "null", "undefined", "notes", "padding", "table", "table_order"}
+    hidden = {"analysis", "null", "undefined", "notes", "floor", "padding", "table", "table_order"}
     for name, found in results.items():
         if isinstance(found, MoescopeError):
             continue
