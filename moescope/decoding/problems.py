@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from moescope.decoding.contrast import SelfContrast, Written
 from moescope.edits import Recipe
 from moescope.errors import CorpusError, MoescopeError
 from moescope.hooks import Model
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,22 @@ def read_problems(path: str | Path, limit: int | None = None) -> list[Problem]:
     Raises:
         CorpusError: no such file, or a line that is none, with its number.
     """
+    return read_objects(path, "problems", lambda row: Problem(str(row["prompt"]), str(row["answer"])))[:limit]
+
+
+def read_objects(path: str | Path, what: str, made: Callable[[dict[str, Any]], T]) -> list[T]:
+    """What `made` makes of each line of a JSONL file; empty lines are passed over.
+
+    Args:
+        path: the file.
+        what: what they are, in words.
+        made: of an object with `prompt` and `answer`.
+
+    Raises:
+        CorpusError: no such file, nothing in it, or a line that is none, with its number.
+    """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # JSON may hold other line separators
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
     found = []
@@ -43,13 +59,12 @@ def read_problems(path: str | Path, limit: int | None = None) -> list[Problem]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            found.append(Problem(str(row["prompt"]), str(row["answer"])))
-        except (ValueError, KeyError, TypeError) as error:
+            found.append(made(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorpusError(f"{path}, line {number}: expected an object with `prompt` and `answer`.") from error
     if not found:
-        raise CorpusError(f"{path} has no problems in it.")
-    return found[:limit]
+        raise CorpusError(f"{path} has no {what} in it.")
+    return found
 
 
 def solved(text: str, answer: str, after: str = "") -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 import torch
 
 from moescope.capturing.run import token_losses
-from moescope.errors import CorpusError, MoescopeError
+from moescope.decoding.problems import read_objects
+from moescope.errors import MoescopeError
 from moescope.hooks import Model
 
 Metric = Literal["loss", "difference"]
@@ -44,22 +44,9 @@ def read_cases(path: str | Path) -> list[Case]:
     Raises:
         CorpusError: no such file, or a line that is none, with its number.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
-    cases = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            cases.append(Case(row["prompt"], row["answer"], row.get("wrong"), row.get("source")))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CorpusError(f"{path}, line {number}: expected an object with `prompt` and `answer`.") from error
-    if not cases:
-        raise CorpusError(f"{path} has no cases in it.")
-    return cases
+    return read_objects(
+        path, "cases", lambda row: Case(row["prompt"], row["answer"], row.get("wrong"), row.get("source"))
+    )
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,15 @@ def test_problems_and_tuning(bundled: Model, tmp_path: Path) -> None:
     assert Problem("a", "b") == read_problems_of(bad)
 
 
+def test_a_problem_may_hold_any_line_separator_that_json_may(tmp_path: Path) -> None:
+    want = [Problem("a\u2028b\x85c", "\u2029"), Problem("d", "e")]
+    file = tmp_path / "p.jsonl"
+    lines = [json.dumps({"prompt": one.prompt, "answer": one.answer}, ensure_ascii=False) for one in want]
+    file.write_bytes("\r\n".join([*lines, "", ""]).encode())
+    assert read_problems(file) == want
+    assert read_problems(file, limit=1) == want[:1]
+
+
 def read_problems_of(path: Any) -> Problem:
     first = path.with_name("first.jsonl")
     first.write_text(path.read_text().splitlines()[0])
