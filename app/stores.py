@@ -7,12 +7,12 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import html
 
+from moescope.analysis.facts import model_facts
 from moescope.app.links import to
 from moescope.app.panels import note
 from moescope.app.place import Place
 from moescope.app.scene import Desk
 from moescope.errors import MoescopeError
-from moescope.report.sections import model_facts
 from moescope.store import Store
 
 

@@ -10,6 +10,7 @@ from dash import html
 
 from moescope import figures
 from moescope.analysis import expert_summary, summary
+from moescope.analysis.facts import model_facts
 from moescope.app import controls
 from moescope.app.expert_words import found_of, listed, result_of, results_of_expert
 from moescope.app.links import to
@@ -18,7 +19,6 @@ from moescope.app.views import BlockView, FigureView, Page, Partial, to_expert
 from moescope.errors import MoescopeError
 from moescope.figures.balances import READ as READ_BALANCE
 from moescope.figures.grids import MEASURES
-from moescope.report.sections import model_facts
 
 _CELLS = {
     "relative_load": "Load",

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from moescope import figures
 from moescope.analysis.atlas_table import atlas
 from moescope.analysis.cards import cards_of_layer
+from moescope.analysis.facts import model_facts
 from moescope.analysis.summary import findings
 from moescope.errors import MoescopeError
 from moescope.figures import atlases as atlas_figure
@@ -57,7 +58,7 @@ def write_atlas(
         shell.fill(
             "atlas.html.j2",
             {"atlas": drawn},
-            model=sections.model_facts(store),
+            model=model_facts(store),
             findings=findings(store, by=by, seed=seed),
             read=atlas_figure.READ,
             absent=found.attrs["absent"],

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from moescope import figures
+from moescope.analysis.facts import model_facts
 from moescope.analysis.loads import load
 from moescope.analysis.summary import findings, first_results
 from moescope.errors import MoescopeError
@@ -55,7 +56,7 @@ def render(store: Store, by: str | None = None, permutations: int | None = None,
     return shell.fill(
         "report.html.j2",
         drawn,
-        model=sections.model_facts(store),
+        model=model_facts(store),
         findings=findings(store, results=results),
         balance=sections.balance_rows(results["load"]),
         labels=sections.label_cards(store, results["npmi"]),
