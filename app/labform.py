@@ -261,6 +261,8 @@ def _beside(scene: Scene, model: Any) -> str:
     if record.weights_fingerprint is not None and model.weights_fingerprint == record.weights_fingerprint:
         return "the model that this store was captured from"
     if model.config_hash != record.config_hash:
+        if model.config_hash_in(record.dtype) == record.config_hash:
+            return f"the store's configuration in another precision ({record.dtype} there): close choices may differ"
         return "another model than the store's: its experts are not those that the other pages show"
     if record.weights_fingerprint is None:
         return "the store's configuration"

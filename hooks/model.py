@@ -94,8 +94,11 @@ class Model:
     @cached_property
     def config_hash(self) -> str:
         """blake2b-128 of the model's configuration, wherever its folder lies and whichever transformers read it."""
-        text = json.dumps(_without(self.hf.config.to_dict(), PLACE), sort_keys=True, default=str)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return _hash(_without(self.hf.config.to_dict(), PLACE))
+
+    def config_hash_in(self, dtype: str) -> str:
+        """`config_hash` of the same model loaded in another precision ("bfloat16"): the configuration holds it too."""
+        return _hash(_in(_without(self.hf.config.to_dict(), PLACE), dtype))
 
     @cached_property
     def weights_fingerprint(self) -> str:
@@ -204,6 +207,17 @@ class Model:
     def _check_forward(self, ids: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return self.forward(ids, torch.ones_like(ids)).clone()
+
+
+def _hash(config: Any) -> str:
+    return hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+def _in(values: Any, dtype: str) -> Any:
+    """A nested configuration with every precision that it names replaced."""
+    if not isinstance(values, dict):
+        return values
+    return {name: dtype if name == "dtype" and inner else _in(inner, dtype) for name, inner in values.items()}
 
 
 def _without(values: Any, names: tuple[str, ...]) -> Any:

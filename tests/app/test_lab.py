@@ -6,10 +6,13 @@ import base64
 import hashlib
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+import moescope as ms
 from moescope.app import labanswers, labcheckpoint, labform, labrecipe, recipefiles, recipes
 from moescope.app.answers import Answers, Pending
 from moescope.app.bench import Bench, Choice, Question, new_folder
@@ -351,6 +354,17 @@ def test_a_prompt_without_room_for_its_answer_is_refused_and_not_run_past_the_mo
                 assert f"made for {model.max_positions} positions" in job.error
     finally:
         model.tokenizer.chat_template = template
+
+
+def test_the_same_model_in_another_precision_is_not_another_model(model):
+    narrow = ms.load(MODEL, dtype="bfloat16")
+    record = SimpleNamespace(config_hash=narrow.config_hash, dtype="bfloat16", weights_fingerprint=None)
+    scene: Any = SimpleNamespace(store=SimpleNamespace(manifest=SimpleNamespace(model=record)))
+    assert narrow.config_hash != model.config_hash
+    assert "the store's configuration in another precision (bfloat16 there)" in labform._beside(scene, model)
+    assert labform._beside(scene, narrow) == "the store's configuration"
+    record.config_hash = "ff"
+    assert "another model" in labform._beside(scene, model)
 
 
 def test_words_about_the_model(desk, model):
