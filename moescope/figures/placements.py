@@ -24,10 +24,10 @@ READ = (
 """How to read the figure; filled in by `read`."""
 READ_SIMULATED = (
     "Above, left: the share of steps from one MoE layer to the next at which a held-out token changes device; the ring "
-    "is the same on the tokens the method was fitted to, whiskers are 95 % limits. No placement gets below the orange "
-    "line; random ones stand at the grey one. Beside it: fair shares of the busiest device, averaged over layers (bar) "
-    "and in the worst layer (tick); and the time per token by the bandwidths. Below: which device holds which expert; "
-    "a gap is an expert with replicas on several devices."
+    "is the same on the tokens the method was fitted to, whiskers are 95 % limits. With every expert held once, no "
+    "placement gets below the orange line; random ones stand at the grey one. Beside it: fair shares of the busiest "
+    "device, averaged over layers (bar) and in the worst layer (tick); and the time per token by the bandwidths. "
+    "Below: which device holds which expert; a gap is an expert with replicas on several devices."
 )
 """How to read the figure of any simulation."""
 TIME = "; and the time per token that both cost, by the bandwidths and latencies that were given"
@@ -123,7 +123,11 @@ def _crossings(result: xr.Dataset) -> list[Any]:
     scale = np.where(np.isfinite(scale), scale, 1 / max(int((result["tokens"].values > 0).sum()), 1))
     per_token = [result[name].values for name in ("crossings_low", "crossings_high")]
     low, high = (np.where(np.isnan(limit), value, limit * scale) for limit in per_token)
-    details = [result[name].values for name in ("crossings_per_token", "p", "gap", "microseconds")]
+    details = [result[name].values for name in ("crossings_per_token", "p", "microseconds")]
+    saved = [
+        "no bound is known" if gap != gap else f"at most {gap:.1%} of its crossings could still be saved where fitted"
+        for gap in result["gap"].values
+    ]
     bar = go.Bar(
         x=value,
         y=names,
@@ -131,11 +135,12 @@ def _crossings(result: xr.Dataset) -> list[Any]:
         marker={"color": [BLUE if own else GREY for own in _fitted(result)], "opacity": 0.6, "line": {"width": 0}},
         error_x=whiskers(value, low, high),
         customdata=np.stack([*details, low, high], axis=-1),
+        hovertext=saved,
         name="crossings",
         hovertemplate=(
-            "<b>%{y}</b><br>%{x:.1%} of steps (%{customdata[4]:.1%} to %{customdata[5]:.1%})<br>"
-            "%{customdata[0]:.2f} crossings per token, %{customdata[3]:.3g} µs<br>p against random "
-            "%{customdata[1]:.3g}; at most %{customdata[2]:.1%} above the optimum where fitted<extra></extra>"
+            "<b>%{y}</b><br>%{x:.1%} of steps (%{customdata[3]:.1%} to %{customdata[4]:.1%})<br>"
+            "%{customdata[0]:.2f} crossings per token, %{customdata[2]:.3g} µs<br>p against random "
+            "%{customdata[1]:.3g}; %{hovertext}<extra></extra>"
         ),
     )
     ring = go.Scatter(
@@ -212,7 +217,7 @@ def _device_colours(devices: int) -> dict[str, Any]:
     """Steps of colour, one per device: hues far apart for few, in order of lightness for many."""
     hues = ["#3f84c9", "#dd7a2c", "#2a9d78", "#b65a92", "#c9a227", "#7d8590", "#6a51a3", "#9c4a2f"]
     if devices > len(hues):
-        return {"colorscale": "Turbo", "cmin": -0.5, "cmax": devices - 0.5}
+        return {"colorscale": "Cividis", "cmin": -0.5, "cmax": devices - 0.5}
     steps = [[(device + side) / devices, hues[device]] for device in range(devices) for side in (0, 1)]
     return {"colorscale": steps, "cmin": -0.5, "cmax": devices - 0.5}
 

@@ -6,6 +6,8 @@ import pytest
 from moescope import analysis, figures
 from moescope.figures.placements import read
 
+SAVED = "of its crossings could still be saved where fitted"
+
 
 @pytest.fixture(scope="module")
 def found():
@@ -27,6 +29,8 @@ def test_bars_rings_and_lines(found):
     np.testing.assert_allclose(high[5] * 3, found["crossings_high"][5])
     lines = [shape.x0 for shape in figure.layout.shapes]
     np.testing.assert_allclose(lines, [2 / 3, found["bound_per_step"]])
+    for gap, told in zip(found["gap"].values, named["crossings"].hovertext, strict=True):
+        assert told == ("no bound is known" if np.isnan(gap) else f"at most {gap:.1%} {SAVED}")
     assert "67%" in read(found)
     assert "counted token" in read(found)
 
@@ -50,6 +54,15 @@ def test_an_expert_on_several_devices_is_a_gap():
     figure = figures.placement(found)
     assert "time" not in {trace.name for trace in figure.data}  # nothing is known of bytes
     drawn = next(trace for trace in figure.data if trace.type == "heatmap")
+    assert figure.data[0].hovertext[0] == "no bound is known"
     split = (found["hosts"].values[..., 0] < 1).all(axis=2)
     assert split.any()
     np.testing.assert_array_equal(np.isnan(drawn.z), split)
+
+
+def test_many_devices_have_colours_in_order_of_lightness():
+    found = analysis.placement_from_counts([np.full((12, 12), 3)], 12, "eplb", draws=2)
+    scale = figures.placement(found).layout.coloraxis.colorscale
+    channels = np.array([[int(colour[1 + 2 * n : 3 + 2 * n], 16) for n in range(3)] for _, colour in scale])
+    lightness = channels @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(lightness) > 0).all()
