@@ -129,14 +129,14 @@ def _bars(result: xr.Dataset, others: list[str]) -> go.Figure:
             error_x={
                 "type": "data",
                 "symmetric": False,
-                "array": np.nan_to_num(result["high"].values - change),
-                "arrayminus": np.nan_to_num(change - result["low"].values),
+                "array": result["high"].values - change,
+                "arrayminus": change - result["low"].values,
                 "color": GREY,
             },
-            customdata=np.stack([result["plain"].values, result["edited"].values, result["p"].values], axis=-1),
+            customdata=np.stack([result["plain"].values, result["edited"].values, result["p_any"].values], axis=-1),
             hovertemplate=(
-                "%{y}<br><b>%{x:+.4f} nats per token</b><br>%{customdata[0]:.3f} → %{customdata[1]:.3f}; p "
-                "%{customdata[2]:.3g}<extra></extra>"
+                "%{y}<br><b>%{x:+.4f} nats per token</b><br>%{customdata[0]:.3f} → %{customdata[1]:.3f}; p over all "
+                "labels %{customdata[2]:.3g}<extra></extra>"
             ),
         )
     )

@@ -33,5 +33,8 @@ def test_bars_stand_beside_their_controls() -> None:
     result = effect(model(), corpus(), Recipe([Zero(layer=1, expert=[1, 2])]), by="kind", controls=4)
     figure = figures.draw(result)
     assert np.array_equal(figure.data[0].x, result["change"].values)
+    assert np.array_equal(figure.data[0].customdata[:, 2], result["p_any"].values)
+    unknown = figures.draw(result.assign(low=result["low"] * np.nan, high=result["high"] * np.nan)).data[0].error_x
+    assert np.isnan([unknown.array, unknown.arrayminus]).all()
     for place, trace in enumerate(figure.data[1:]):
         assert np.array_equal(trace.x, result["control_change"].isel(label=place).values)
