@@ -20,6 +20,16 @@ from moescope.errors import MoescopeError
 
 Says = Callable[[xr.Dataset, str, int], Finding]
 
+ASKS = {
+    "relative_load": "load",
+    "npmi": "npmi",
+    "reap": "importance",
+    "ean": "importance",
+    "absmax": "super_experts",
+    "margin": "margins",
+}
+"""Which question's answer has which value of every expert."""
+
 
 def where_of(scene: Scene) -> dict[str, Any] | None:
     """The documents that count: those of the slice, and of the chosen label value."""
@@ -55,6 +65,22 @@ def result_of(scene: Scene, question: str) -> xr.Dataset:
     return scene.ask(question)
 
 
+def result_with(scene: Scene, value: str) -> xr.Dataset:
+    """The result that has this value of every expert, one of `ASKS`.
+
+    Raises:
+        Pending: it is being computed.
+        MoescopeError: this store does not allow it.
+    """
+    result = result_of(scene, ASKS[value])
+    if value not in result:
+        raise MoescopeError(
+            "REAP and EAN need the norms of outputs: this store has no experts tier; capture again with "
+            "--tiers routing,experts."
+        )
+    return result
+
+
 def atlas_of(scene: Scene) -> xr.Dataset:
     """The atlas, after the quicker answers.
 
@@ -82,14 +108,20 @@ def results_of_expert(scene: Scene, tells: Sequence[tuple[str, Says]]) -> tuple[
     return found, waits
 
 
-def _of_all(finding: Finding, question: str, place: Place) -> Finding:
-    """The finding, with a word of what is selected and does not count in it."""
+def unselected(question: str, place: Place) -> str:
+    """What an answer is of where it does not follow the selection; "" where it does, or nothing is selected."""
     narrowed = place.slice is not None or place.label is not None
     if question == "margins" and narrowed:
-        return replace(finding, detail=f"{finding.detail} Of all documents, whichever are selected.")
+        return "of all documents, whichever are selected"
     if question == "super_experts" and (narrowed or place.phase is not None):
-        return replace(finding, detail=f"{finding.detail} Of the whole capture, whatever is selected.")
-    return finding
+        return "of the whole capture, whatever is selected"
+    return ""
+
+
+def _of_all(finding: Finding, question: str, place: Place) -> Finding:
+    """The finding, with a word of what is selected and does not count in it."""
+    words = unselected(question, place)
+    return replace(finding, detail=f"{finding.detail} {words.capitalize()}.") if words else finding
 
 
 _CANNOT = {

@@ -13,7 +13,7 @@ from moescope import analysis, figures
 from moescope.analysis.maps import By
 from moescope.app import controls, slicing
 from moescope.app.answers import Pending
-from moescope.app.expert_words import result_of
+from moescope.app.expert_words import ASKS, result_of, result_with, unselected
 from moescope.app.labels import label_values
 from moescope.app.linestocopy import copied
 from moescope.app.links import to
@@ -21,7 +21,7 @@ from moescope.app.place import Place
 from moescope.app.scene import Scene
 from moescope.app.views import BlockView, FigureView, Page
 from moescope.errors import MoescopeError
-from moescope.figures.maps import READ
+from moescope.figures.maps import READ_TRUST
 
 _ALIKE = {"profile": "Labels", "tokens": "Tokens", "outputs": "Outputs"}
 _PAINTS = {
@@ -35,8 +35,6 @@ _PAINTS = {
     "absmax": "Largest output",
 }
 _NAMES = {"relative_load": "load, × fair share", "preferred": "prefers", "absmax": "largest output"}
-_ASKS = {"relative_load": "load", "reap": "importance", "ean": "importance", "margin": "margins"}
-_ASKS |= {"absmax": "super_experts", "preferred": "npmi"}
 _NEAREST = 12
 _FEWEST = 3
 """Values of a label from which experts can be told apart in two dimensions, as `analysis.expert_map` asks for."""
@@ -79,7 +77,8 @@ def _experts(scene: Scene) -> Any:
     if paint not in _PAINTS:
         raise MoescopeError(f"Experts are coloured by one of {', '.join(_PAINTS)}, not {paint!r}.")
     values, only = _values(scene, paint), _only(scene)
-    note = ""
+    words = unselected(ASKS[paint], scene.place) if paint in ASKS else ""
+    note = f"{_PAINTS[paint].lower()} {words}" if words else ""
     if paint == "group":
         found = _groups(scene)
         note = (
@@ -96,12 +95,9 @@ def _values(scene: Scene, paint: str) -> xr.DataArray | None:
         found = _groups(scene)["group"]
         texts = np.vectorize(lambda group: "" if np.isnan(group) or group == 0 else f"{group:.0f}", otypes=[object])
         return found.copy(data=texts(found.values))
-    result = result_of(scene, _ASKS[paint])
     if paint == "preferred":
-        return analysis.preferred_labels(result)
-    if paint not in result:
-        raise MoescopeError("REAP and EAN need the experts tier; capture again with --tiers routing,experts.")
-    return result[paint]
+        return analysis.preferred_labels(result_of(scene, "npmi"))
+    return result_with(scene, paint)[paint]
 
 
 def _groups(scene: Scene) -> xr.Dataset:
@@ -251,24 +247,23 @@ def _only_choice(scene: Scene) -> Any:
 
 
 def _ink_choice(scene: Scene) -> Any:
-    shown = [("occurrences", "Occurrences"), ("share", "Share of one expert")]
+    shown = [("occurrences", "Occurrences"), ("share", "Share with its expert")]
     return controls.switch("ink", "Colour of tokens", shown, "occurrences")
 
 
 _HOW = (
     "Each point is an expert, near those that are alike: in the labels or token ids it is selected for, or in what it "
     "gives out. "
-    + READ.split("{features}. ")[1]
-    .replace("{true:.2f} (dealt at random {chance:.2f}, first two ", "")
-    .replace("principal components {pca:.2f}) ", "(its values, and those of chance, stand over the map) ")
+    + READ_TRUST.format(numbers="(its value, and that of chance, stand over the map)")
     + "\nPreferred label: the largest nPMI of those with q ≤ 0.05. Group: experts linked in the features, each among "
     "the other's three nearest. The map is of all documents; colours follow phase and slice where they can."
 )
 _HOW_TOKENS = (
     "Each point is a token id, near those that are routed to the same experts in all layers. A click opens the text in "
     "which it occurs first; a lasso makes a slice of all documents that hold any of its tokens. Rare ids are left out, "
-    "as the line over the map says: nothing is drawn at random. Share: how much of a token's selections in the chosen "
-    "layer go to its first expert; chance gives a share of 1 / experts to frequent tokens, more to rare ones."
+    "as the line over the map says: nothing is drawn at random. Share: at how many of a token's occurrences its most "
+    "frequent expert of the chosen layer is active. A router blind to the token would give that expert's share of all "
+    "tokens, which stands beside it under the pointer; a rare token comes out higher by chance."
 )
 
 MAP = Page(

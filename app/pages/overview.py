@@ -12,7 +12,7 @@ from moescope import figures
 from moescope.analysis import expert_summary, summary
 from moescope.analysis.facts import model_facts
 from moescope.app import controls
-from moescope.app.expert_words import found_of, listed, result_of, results_of_expert
+from moescope.app.expert_words import found_of, listed, result_of, result_with, results_of_expert
 from moescope.app.links import to
 from moescope.app.scene import Scene
 from moescope.app.views import BlockView, FigureView, Page, Partial, to_expert
@@ -29,8 +29,6 @@ _CELLS = {
     "margin": "Margin",
 }
 """What a cell of the grid can show, and its name on the switch."""
-_ASKS = {"relative_load": "load", "reap": "importance", "ean": "importance", "absmax": "super_experts"}
-_ASKS |= {"npmi": "npmi", "margin": "margins"}
 _FILTERS = ("by", "label", "phase", "slices", "slice")
 
 
@@ -76,14 +74,9 @@ def _grid(scene: Scene) -> Any:
     value = scene.place.value or "relative_load"
     if value not in _CELLS:
         raise MoescopeError(f"A cell shows one of {', '.join(_CELLS)}, not {value!r}.")
-    result = result_of(scene, _ASKS[value])
+    result = result_with(scene, value)
     if value == "npmi" and scene.place.label is not None:
         result = _of_label(result, scene)
-    if value not in result:
-        raise MoescopeError(
-            "REAP and EAN need the norms of outputs: this store has no experts tier; capture again with "
-            "--tiers routing,experts."
-        )
     return figures.layer_expert_grid(result, value)
 
 

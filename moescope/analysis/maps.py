@@ -248,9 +248,10 @@ def token_map(
 
     Returns:
         Dataset with dims (token): x, y, count, and document and place, where it occurs first; (token, layer):
-        top_expert, to which it goes most, and top_share, which share of its selections; coordinates token (id) and
-        text; and (): ids, how many token ids the store has; covered, the share of its tokens that the map's ids make;
-        trustworthiness, trustworthiness_chance, trustworthiness_pca, points.
+        top_expert, to which it goes most, top_share, at which share of its occurrences that expert is active, and
+        top_usual, at which share of all tokens; coordinates token (id) and text; and (): ids, how many token ids the
+        store has; covered, the share of its tokens that the map's ids make; trustworthiness, trustworthiness_chance,
+        trustworthiness_pca, points.
 
     Raises:
         MoescopeError: too few token ids occur so often.
@@ -261,20 +262,20 @@ def token_map(
     chosen = np.sort(name[order[size[order] >= min_count][:most]])
     if chosen.size < FEWEST:
         raise MoescopeError(f"Only {chosen.size} token ids occur {min_count} times: lower `min_count`.")
-    blocks, best = [], []
+    count, blocks, best = size[np.searchsorted(name, chosen)], [], []
     for site in sites:
         pairs = token_counts(store, site)
         place = np.searchsorted(chosen, pairs.group).clip(max=chosen.size - 1)
         here = chosen[place] == pairs.group
         table = np.zeros((chosen.size, site.n_experts))
         table[place[here], pairs.expert[here]] = pairs.count[here]
-        share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-        best.append((share.argmax(axis=1), share.max(axis=1)))
+        share, top = table / np.maximum(table.sum(axis=1, keepdims=True), 1), table.argmax(axis=1)
+        usual = np.bincount(pairs.expert, weights=pairs.count, minlength=site.n_experts) / size.sum()
+        best.append((top, table.max(axis=1) / count, usual[top]))
         blocks.append(np.sqrt(share))
     layout = lay_out(np.concatenate(blocks, axis=1) / np.sqrt(len(blocks)), neighbours, min_dist, seed)
     texts = store.vocabulary()
     document, place = first_places(store, chosen)
-    count = size[np.searchsorted(name, chosen)]
     attrs = provenance(store, layers=None if layers is None else list(layers), min_count=min_count, most=most) | {
         "analysis": "token_map",
         "features": FEATURES["token"],
@@ -288,8 +289,12 @@ def token_map(
             "count": ("token", count),
             "document": ("token", document),
             "place": ("token", place),
-            "top_expert": (("token", "layer"), np.stack([expert for expert, _ in best], axis=1)),
-            "top_share": (("token", "layer"), np.stack([share for _, share in best], axis=1)),
+        }
+        | {
+            held: (("token", "layer"), np.stack(values, axis=1))
+            for held, values in zip(("top_expert", "top_share", "top_usual"), zip(*best, strict=True), strict=True)
+        }
+        | {
             "ids": ((), int((size > 0).sum())),
             "covered": ((), float(count.sum() / size.sum())),
         }

@@ -12,11 +12,12 @@ from moescope.errors import MoescopeError
 from moescope.figures.axes import DEPTH, layer_names
 from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, shortened, template
 
-READ = (
-    "Points that stand together are alike in {features}. Trustworthiness {true:.2f} (dealt at random {chance:.2f}, "
-    "first two principal components {pca:.2f}) says how many of a point's neighbours here are its neighbours there; "
-    "distances between far groups, and the size of a group, mean nothing."
+READ_TRUST = (
+    "Trustworthiness {numbers} says how many of a point's neighbours here are its neighbours there; distances between "
+    "far groups, and the size of a group, mean nothing."
 )
+"""How far to trust the figure."""
+READ = f"Points that stand together are alike in {{features}}. {READ_TRUST}"
 """How to read the figure; filled in by `read`."""
 NAME = 20
 """Characters of a token that are written beside its point; all of them show under the pointer."""
@@ -24,7 +25,9 @@ NAME = 20
 
 def read(result: xr.Dataset) -> str:
     """How to read the figure of this result."""
-    return READ.format(features=result.attrs["features"], **_quality(result))
+    quality = _quality(result)
+    beside = f"(dealt at random {quality['chance']:.2f}, first two principal components {quality['pca']:.2f})"
+    return READ.format(features=result.attrs["features"], numbers=f"{quality['true']:.2f} {beside}")
 
 
 def expert_map(
@@ -134,8 +137,8 @@ def token_map(result: xr.Dataset, named: int = 40, layer: str | int | None = Non
     Args:
         result: from `analysis.token_map`.
         named: how many tokens are written out at most; fewer where they would stand on one another.
-        layer: coloured by the share that one expert of this layer takes of a token's selections; how often a token
-            occurs if None.
+        layer: coloured by the share of a token's occurrences at which its most frequent expert of this layer is
+            active; how often a token occurs if None.
 
     Raises:
         MoescopeError: the result has no such layer.
@@ -146,7 +149,7 @@ def token_map(result: xr.Dataset, named: int = 40, layer: str | int | None = Non
     points = np.stack([result["x"].values, result["y"].values], axis=-1)
     frequent = _apart(points, np.argsort(-count, kind="stable"), named)
     if layer is None:
-        name, extra = "occurrences", np.zeros(count.size)
+        name, extra = "occurrences", [np.zeros(count.size)] * 2
         colour, bar = _logged(count)
         told = ""
     else:
@@ -154,11 +157,14 @@ def token_map(result: xr.Dataset, named: int = 40, layer: str | int | None = Non
         if str(layer) not in names:
             raise MoescopeError(f"The map of tokens has no layer {layer}; it has {', '.join(names)}.")
         row = names.index(str(layer))
-        name, bar = f"share of one expert, layer {names[row]}", {"nticks": 6, "tickformat": ".0%"}
-        colour, extra = result["top_share"].values[:, row], result["top_expert"].values[:, row]
-        told = f"<br>expert %{{customdata[5]}} of layer {names[row]} takes %{{customdata[6]:.0%}} of its selections"
+        name, bar = f"share with its expert active, layer {names[row]}", {"nticks": 6, "tickformat": ".0%"}
+        colour, *extra = (result[held].values[:, row] for held in ("top_share", "top_expert", "top_usual"))
+        told = (
+            f"<br>expert %{{customdata[5]}} of layer {names[row]} is active at %{{customdata[7]:.0%}} of them, at "
+            "%{customdata[6]:.0%} of all tokens"
+        )
     about = [np.array(texts, dtype=object), result["token"].values, count, result["document"].values]
-    about += [result["place"].values, extra, colour]
+    about += [result["place"].values, *extra, colour]
     trace = go.Scatter(
         x=result["x"].values,
         y=result["y"].values,

@@ -186,6 +186,12 @@ def test_tokens_that_are_routed_alike_stand_together(tmp_path):
     assert same_group_nearest(points, result["token"].values % 4) == 1
     np.testing.assert_array_equal(result["count"], np.bincount(made.token_id)[result["token"].values])
     assert result["text"].values[0] == f"w{result['token'].values[0]} "
+    for layer, chosen in enumerate(made.expert):
+        active = (chosen[:, :, None] == np.arange(8)).any(axis=1)
+        for place, token in enumerate(result["token"].values):
+            share, at = active[made.token_id == token].mean(axis=0), result.isel(token=place, layer=layer)
+            assert at["top_share"].item() == pytest.approx(share.max())
+            assert at["top_usual"].item() == pytest.approx(active.mean(axis=0)[int(at["top_expert"])])
     few = token_map(store, most=10, neighbours=3)
     assert few.sizes["token"] == 10
     assert int(few["count"].min()) >= int(np.sort(np.bincount(made.token_id))[-10])

@@ -106,6 +106,15 @@ def test_every_colour_draws_or_says_which_tier_it_needs(held, paint):
         assert sorted(carried(drawn(here))) == sorted(carried(drawn(scene(held[1]))))
 
 
+def test_colours_say_when_they_do_not_follow_the_selection(held):
+    def title(**place):
+        return drawn(scene(held[1], **place)).layout.title.text
+
+    assert "margin of all documents, whichever are selected" in title(paint="margin", label="a")
+    assert "of all documents" not in title(paint="margin")
+    assert "of all documents" not in title(paint="relative_load", label="a")
+
+
 def test_nearest_in_the_page_are_those_of_the_analysis(held):
     _, desk = held
     here = scene(desk, layer="2", expert=1)
