@@ -94,7 +94,7 @@ def _table(scene: Scene) -> pd.DataFrame:
     vocabulary = scene.store.vocabulary()
     frame["token"] = [visible(text_of_token(vocabulary, int(one))) if one >= 0 else "" for one in frame["token_id"]]
     frame["super"] = ["yes" if holds else "" for holds in frame["super"]]
-    return frame
+    return _known(frame)
 
 
 def _massive(scene: Scene) -> pd.DataFrame:
@@ -102,7 +102,13 @@ def _massive(scene: Scene) -> pd.DataFrame:
     vocabulary = scene.store.vocabulary()
     frame["text"] = [text_of_token(vocabulary, int(one)) if one >= 0 else "" for one in frame["token_id"]]
     frame["token"] = [visible(text) for text in frame["text"]]
-    return frame
+    return _known(frame)
+
+
+def _known(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table without the places that a capture did not keep, which a result holds as -1."""
+    places = [name for name in ("document", "position", "token_id", "channel") if name in frame]
+    return frame.assign(**{name: frame[name].astype("Int64").where(frame[name] >= 0) for name in places})
 
 
 def _to_text(place: Place, row: dict[str, Any]) -> Place | None:

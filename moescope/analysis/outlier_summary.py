@@ -85,12 +85,13 @@ def massive_finding(result: xr.Dataset) -> Finding:
             {"low": low, "high": high},
         )
     at = result.sel(layer=formed)
+    channel, position = int(at["channel"]), int(at["position"])
+    where = f", in channel {channel} at position {position}" if min(channel, position) >= 0 else ""
     return Finding(
         "attention_sinks",
         f"Massive activations form by layer {formed}.",
-        f"The largest value of the residual stream reaches {float(at['absmax']):.3g} there, in channel "
-        f"{int(at['channel'])} at position {int(at['position'])}; {grew}. Formed means {GREW}-fold "
-        "growth, a convention.",
+        f"The largest value of the residual stream reaches {float(at['absmax']):.3g} there{where}; {grew}. Formed "
+        f"means {GREW}-fold growth, a convention.",
         True,
         {"formed": formed, "low": low, "high": high},
     )

@@ -18,6 +18,7 @@ READ = (
     "stream, on a logarithmic axis: massive activations form where it jumps and stays."
 )
 """How to read the figure; filled in by `read`."""
+_PLACES = {"token_id": "token id", "position": "position", "channel": "channel"}
 
 
 def read(result: xr.Dataset) -> str:
@@ -73,19 +74,15 @@ def attention_sinks(result: xr.Dataset) -> go.Figure:
         }
         figure.add_annotation(words)
         figure.update_xaxes(showticklabels=False, showgrid=False, row=1, col=1)
-    places = np.stack([result[name].values for name in ("jump", "token_id", "position", "channel")], axis=-1)
     figure.add_trace(
         go.Bar(
             x=result["absmax"].values,
             y=names,
             orientation="h",
             marker={"color": BLUE, "opacity": 0.6, "line": {"width": 0}},
-            customdata=places,
+            hovertext=_places(result),
             name="largest value",
-            hovertemplate=(
-                "layer %{y}<br><b>%{x:.4g}</b>, %{customdata[0]:.2g} times the layer before<br>token id "
-                "%{customdata[1]:.0f}, position %{customdata[2]:.0f}, channel %{customdata[3]:.0f}<extra></extra>"
-            ),
+            hovertemplate="layer %{y}<br><b>%{x:.4g}</b>%{hovertext}<extra></extra>",
         ),
         row=1,
         col=2,
@@ -111,3 +108,13 @@ def attention_sinks(result: xr.Dataset) -> go.Figure:
     )
     align_titles(figure, 2)
     return figure
+
+
+def _places(result: xr.Dataset) -> list[str]:
+    """How far each layer's largest value stands over the layer before, and where; what is not known is left out."""
+    told = []
+    for jump, *places in zip(*(result[name].values for name in ("jump", *_PLACES)), strict=True):
+        known = [f"{words} {place}" for words, place in zip(_PLACES.values(), places, strict=True) if place >= 0]
+        over = f", {jump:.2g} times the layer before" if np.isfinite(jump) else ""
+        told.append(over + ("<br>" + ", ".join(known) if known else ""))
+    return told

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moescope import analysis
+from moescope import analysis, figures
 from moescope.analysis import expert_summary
 from moescope.analysis.outlier_summary import massive_finding, rule_of, sink_finding
 from moescope.errors import MoescopeError
@@ -106,6 +106,13 @@ def test_massive_activations_and_sinks_in_words(store):
     assert formed.holds
     assert formed.values["formed"] == analysis.super_experts(store).attrs["depth"]  # one rule for both
     assert sink_finding(result).holds is None  # captured without
+    assert "in channel 3 at position 0" in formed.detail
+    nowhere = result.assign({name: result[name] * 0 - 1 for name in ("token_id", "position", "channel")})
+    assert "-1" not in massive_finding(nowhere).detail
+    (bar,) = (trace for trace in figures.attention_sinks(nowhere).data if trace.name == "largest value")
+    assert bar.hovertext == ("", *(f", {jump:.2g} times the layer before" for jump in result["jump"].values[1:]))
+    (bar,) = (trace for trace in figures.attention_sinks(result).data if trace.name == "largest value")
+    assert bar.hovertext[0] == "<br>token id 0, position 0, channel 3"
     quiet = result.assign(absmax=result["absmax"] * 0 + 3)
     assert massive_finding(quiet).holds is False
     assert massive_finding(result.assign(absmax=result["absmax"] * np.nan)).holds is None

@@ -1,6 +1,7 @@
 """Overview, expert and outliers: drawn from made stores, with two routers in a layer, without labels, without work."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -194,6 +195,21 @@ def test_both_definitions_stand_side_by_side(desk):
     for definition in ("paper", "code"):
         result = analysis.super_experts(store, definition=definition)
         assert f"{float(result['percentile']):.4g}" in shown
+
+
+@pytest.mark.parametrize(("view", "question"), [("maxima", "super_experts"), ("massive", "attention_sinks")])
+def test_what_is_not_known_is_no_number_in_a_table(desk, view, question):
+    def table(result):
+        scene = SimpleNamespace(
+            ask=lambda *_, **__: result, store=desk.shelf.open("made").store, place=Place("outliers", "made")
+        )
+        return book.view(view).frame(scene)
+
+    result = getattr(analysis, question)(desk.shelf.open("made").store)
+    places = ("token_id", "position", *(["channel"] if "channel" in result else []))
+    assert (table(result)[list(places)].dropna() >= 0).all(axis=None)
+    nowhere = result.assign({name: result[name] * 0 - 1 for name in places})
+    assert table(nowhere)[list(places)].isna().all(axis=None)
 
 
 def test_points_travel_as_lists(desk):
