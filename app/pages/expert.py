@@ -310,10 +310,10 @@ EXPERT = Page(
         BlockView(
             name="expert-contexts",
             title="Where it is busiest",
-            how="The stretches of text, one per document, over which it collects the most routing weight; the darker, "
-            "the more weight. Chosen for it: they show what it may answer to, and cannot show that it answers to "
-            "nothing else. Of the selected phase alone, if one is: the rest of a stretch is left plain. A click on a "
-            "token leads to it in its document.",
+            how="The stretches of text, one per document, in which it is selected most often, a selection of much "
+            "routing weight counting for up to two; the darker, the more weight. Chosen for it: they show what it may "
+            "answer to, and cannot show that it answers to nothing else. Of the selected phase alone, if one is: the "
+            "rest of a stretch is left plain. A click on a token leads to it in its document.",
             reads=(*_SELECTED, *_FILTERS),
             width=7,
             needs=_SELECTED,

@@ -194,7 +194,7 @@ def _said(scene: Scene) -> Any:
         [html.Strong(f"{float(best['crossings_per_token']):.2f}"), f" crossings per token with {name(best)}"],
         [
             f"random {float(random['crossings_per_token']):.2f}, round robin {float(turn['crossings_per_token']):.2f}, "
-            f"no placement below {float(result['bound_per_step']) * steps:.2f}"
+            f"no placement without replicas below {float(result['bound_per_step']) * steps:.2f}"
         ],
         [proved],
         [
@@ -305,9 +305,10 @@ FLOW = Page(
             name="links",
             title="Strongest links",
             how="Transitions of the pair, the most used first; of the selected expert alone, if one is selected. "
-            "Tokens are those whose first expert in either layer it is; Lift is their share beside the usual share of "
-            "the second expert; Expected is the mean count when the second layer is rotated within sequences, which q "
-            "is held against, over all cells of the pair. A click leads to the second expert's page.",
+            "Tokens: those for which the two come first, one in either layer. Share: of all for which the first of them "
+            "does. Lift: times the second one's usual share. Expected: the mean count when the second layer is rotated "
+            "within sequences, which q is held against, over all cells of the pair. A click leads to the second "
+            "expert's page.",
             reads=("expert", *_PAIR),
             width=6,
             frame=_links,

@@ -137,7 +137,9 @@ def examples(
     window: int = 40,
     phase: Phase | None = None,
 ) -> list[Example]:
-    """The stretches of text, one per document, over which an expert collects the most routing weight.
+    """The stretches of text, one per document, in which an expert is selected most often.
+
+    A selection counts 1 plus its routing weight, which is held between 0 and 1.
 
     How to read it: these are the expert's *busiest* stretches, chosen for it; they show what it may answer to, and
     cannot show that it answers to nothing else.
@@ -149,10 +151,10 @@ def examples(
         documents: only these documents; all if None.
         n: how many examples, best first.
         window: tokens per stretch.
-        phase: weigh only tokens of this phase; the others of a stretch are shown as if not selected. None for all.
+        phase: count only tokens of this phase; the others of a stretch are shown as if not selected. None for all.
 
     Returns:
-        At most n examples, in descending order of collected weight; fewer if the expert is active in fewer documents.
+        At most n examples, in descending order of what was counted; fewer if the expert is active in fewer documents.
     """
     return examples_of_experts(store, site, [expert], documents, n, window, phase)[expert]
 
@@ -203,7 +205,7 @@ def _slot_weights(shard: Any, record: Any, expert: int) -> tuple[np.ndarray, np.
 def _busiest(
     shard: Any, record: Any, wanted: np.ndarray | None, window: int, phase: Phase | None
 ) -> list[tuple[np.ndarray, ...]]:
-    """For each expert, the best stretch of each context of one shard: collected weight, document, first row, end."""
+    """For each expert, the best stretch of each context of one shard: what it counts, document, first row, end."""
     tokens = shard.tokens(["document", "sequence"] if phase is None else ["document", "sequence", "phase"])
     document, sequence = tokens["document"].to_numpy(), tokens["sequence"].to_numpy()
     routing = shard.routing(record.key, fields=["expert", "weight"])

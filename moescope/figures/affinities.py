@@ -19,9 +19,10 @@ from moescope.figures.theme import BLUE, ORANGE, colour_bar, template
 
 READ = (
     "Left: orange, the target expert gets more of the source expert's tokens than its usual share, blue less; full "
-    "colour stands at q ≤ {level:g} against rotations within sequences, pale is within what they give; the menu "
+    "colour stands at q ≤ 0.05 against rotations within sequences, pale is within what they give; the menu "
     "chooses the pair of layers. Right: what knowing the source expert tells of the target expert, beyond chance; an "
-    "orange tick is what chance reaches once in 100."
+    "orange tick is what chance reaches once in 100. Unless other ranks were asked for, a token counts for its "
+    "first-ranked expert of each layer alone."
 )
 """How to read the figure."""
 
@@ -40,17 +41,12 @@ READ_INFORMATION = (
 _DETAILS = ("lift", "conditional", "count", "expected", "p", "q")
 _HOVER = (
     "%{meta}<br>expert %{y} → expert %{x}<br><b>%{customdata[0]:.2f} × its usual share</b><br>"
-    "%{customdata[1]:.1%} of the source expert's tokens<br>%{customdata[2]:,.0f} counted, "
+    "%{customdata[1]:.1%} of OF<br>%{customdata[2]:,.0f} counted, "
     "%{customdata[3]:,.1f} under the null<br>p = %{customdata[4]:.2g}, q = %{customdata[5]:.2g}<extra></extra>"
 )
 
 
 _FLOOR = "{} draws are too few for any link to stand; raise permutations"
-
-
-def read_affinity(result: xr.Dataset, level: float = 0.05) -> str:
-    """How to read the figure of this result."""
-    return READ.format(level=level)
 
 
 def affinity(result: xr.Dataset, level: float = 0.05, pairs: Sequence[str] | None = None) -> go.Figure:
@@ -81,7 +77,7 @@ def affinity(result: xr.Dataset, level: float = 0.05, pairs: Sequence[str] | Non
     groups, reach = [], lift_reach(result["lift"].values)
     for place, index in enumerate(chosen):
         part = result.isel(pair=index)
-        traces = lift_maps(part, _DETAILS, _between(part), _HOVER, level, reach)
+        traces = lift_maps(part, _DETAILS, _between(part), _hover(result), level, reach)
         groups.append(len(traces))
         for trace in traces:
             trace.visible = place == 0
@@ -125,7 +121,7 @@ def affinity_map(result: xr.Dataset, pair: str | None = None, level: float = 0.0
     sizes = [int(part["exists"].any(dim).sum()) for dim in ("source_expert", "target_expert")]
     part = part.isel(source_expert=slice(sizes[1]), target_expert=slice(sizes[0]))
     figure, reach = make_subplots(rows=1, cols=1), lift_reach(part["lift"].values)
-    for trace in lift_maps(part, _DETAILS, _between(part), _HOVER, level, reach):
+    for trace in lift_maps(part, _DETAILS, _between(part), _hover(result), level, reach):
         figure.add_trace(trace)
     source, target = _ends(part)[0]
     square(figure, sizes[0], sizes[1], f"other expert, of layer {target}", f"expert of layer {source}", reach)
@@ -149,6 +145,11 @@ def mutual_information(result: xr.Dataset) -> go.Figure:
     figure.update_layout(template=template("light"), showlegend=False, height=SIDE + 110)
     _information_axes(figure, result, "")
     return figure
+
+
+def _hover(result: xr.Dataset) -> str:
+    first = str(result.attrs.get("ranks", "top1")) in ("top1", "top 1")
+    return _HOVER.replace("OF", "the tokens for which the source expert comes first" if first else "its pairs")
 
 
 def _between(part: xr.Dataset) -> str:

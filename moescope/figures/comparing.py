@@ -22,7 +22,10 @@ READ = (
     "store, blue less; full colour stands at q ≤ {level:g}.{loss}"
 )
 """How to read the figure; filled in by `read`."""
-LOSS = " Last: how much worse (right) or better the other store's model predicts each label, in nats per token."
+LOSS = (
+    " Last, where both stores hold losses: how much worse (right) or better the other store's model predicts each "
+    "label, in nats per token."
+)
 PALE = 0.22
 """Opacity of cells that chance explains."""
 

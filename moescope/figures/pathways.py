@@ -23,8 +23,8 @@ READ = (
 READ_BANDS = (
     "Paths: each band is a path of first experts through the layers, as wide as its tokens are many, orange where "
     "controls, whose layers are rotated within sequences, give so many neither to it nor to the path of its rank "
-    "(p ≤ 0.05). Transitions: the most used ones, "
-    "blue above the target's usual share. Path entropy says how open a token's path is, beside the controls' entropy."
+    "(p ≤ 0.05). Transitions: the most used ones, blue above the target's usual share, which is not tested here. Path "
+    "entropy says how open a token's path is, beside the controls' entropy."
 )
 """How to read either of the two."""
 
@@ -72,8 +72,9 @@ def paths(result: xr.Dataset, level: float = 0.05, most: int = 40, bands: str | 
     said = f"path entropy {entropy:.2f} nats" if math.isfinite(entropy) else "path entropy not known"
     if math.isfinite(control) and math.isfinite(entropy):
         said += f", {control:.2f} in the controls (p = {float(result['p_entropy']):.2g})"
-    shown = min(most, result.sizes["path"])
-    said += f" · the {shown} paths drawn carry {float(result['share'].values[:shown].sum()):.1%} of the tokens"
+    if bands != "transitions":
+        shown = min(most, result.sizes["path"])
+        said += f" · the {shown} paths drawn carry {float(result['share'].values[:shown].sum()):.1%} of the tokens"
     figure.add_annotation(text=said, x=0, y=0, xref="paper", yref="paper", xanchor="left", yanchor="top", yshift=-16)
     figure.update_layout(
         template=template("light"),

@@ -48,6 +48,7 @@ def test_affinity_maps_and_information(store):
     np.testing.assert_allclose(drawn, np.maximum(np.log2(result["lift"].values[0]), -reach))
     assert np.isnan(maps[2].z[:, 4]).all()  # layer 4 has four experts
     assert np.isnan(maps[3].z[:, 4]).all()
+    assert "tokens for which the source expert comes first" in maps[0].hovertemplate
     (bar,), (chance,) = of_type(figure, "bar"), of_type(figure, "scatter")
     np.testing.assert_allclose(bar.x, result["mi_corrected"])
     assert list(bar.y) == ["1 → 2", "2 → 4", "4 → 6"]
@@ -131,6 +132,8 @@ def test_sankey_of_paths_and_transitions(store):
     p, q, of_rank = (float(result[name][0]) for name in ("p", "q", "control_rank"))
     assert f"{of_rank:,.1f} for the path of its rank" in routes.link.customdata[0]
     assert f"p = {p:.2g}, q = {q:.2g}; 19 controls cannot give less than p = 0.05" in routes.link.customdata[0]
+    alone = {kind: figures.paths(result, bands=kind).layout.annotations[-1].text for kind in ("paths", "transitions")}
+    assert ["paths drawn" in alone[kind] for kind in ("paths", "transitions")] == [True, False]
     uncontrolled = figures.paths(paths(store, length=2, draws=0))
     assert set(uncontrolled.data[0].link.color) == {_ORANGE_BAND}
 
