@@ -97,9 +97,9 @@ def begun(scene: Scene) -> Job:
     """
     site, expert = _chosen(scene)
     _require_texts(scene)
-    model, why = model_of(scene)
+    model, _ = model_of(scene)
     if model is None:
-        raise MoescopeError("No model of this store is in memory: load it in the lab." if why else "No model.")
+        raise MoescopeError("No model of this store is in memory: load it in the lab.")
     desk, store, by, where, texts = scene.desk, scene.store, scene.by, where_of(scene), _texts(scene)
     weights = model.weights_fingerprint
 

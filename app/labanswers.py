@@ -19,7 +19,6 @@ from moescope.app.scene import Desk, Scene
 from moescope.app.tokens import spoken
 from moescope.errors import MoescopeError
 
-SHADES = 4  # of either colour; the palest begins at `FAINT`
 FAINT = 0.02  # of probability: smaller changes stay plain
 _BOUNDS = (FAINT, 0.1, 0.25, 0.5)
 _ABOUT = {

@@ -21,8 +21,6 @@ from moescope.analysis.watching import counted
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
-
     from moescope.store import Store
 
 PARTS = 32
@@ -85,12 +83,6 @@ def logit_similarity(
     attrs |= {"null": NULL, "interval": INTERVAL}
     result = pair_result(LayerAxis.of_sites(sites), similarity, nulls, extra, attrs)
     return result.assign(tokens=("layer", np.array(tokens)))
-
-
-def logit_similarity_from_logits(logits: Float[np.ndarray, "token expert"]) -> Float[np.ndarray, "expert other"]:
-    """(cos + 1) / 2 of every two columns of logits; rows that are not finite are left out."""
-    values = np.asarray(logits, dtype=np.float64)
-    return _half_cosine(_moments(values[np.isfinite(values).all(axis=1)]))
 
 
 def _sums(store: Store, site: Any, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -25,7 +25,6 @@ NAMES = {
     "router_change": "router row change", "effect": "masked alone",
 }  # fmt: skip
 """How criteria are written; others as they are called."""
-LABEL = 22
 
 
 def said(criterion: str) -> str:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from moescope import figures
 from moescope.analysis.grouping import dominant_experts, expert_groups, expert_groups_from_usage
-from moescope.analysis.router_columns import logit_similarity_from_logits
 from moescope.errors import MoescopeError
 from tests.analysis.function_stores import random_truth, write
 
@@ -77,7 +76,9 @@ def test_groups_of_a_store_use_its_counts_and_its_logits(tmp_path: Path) -> None
         width = truth.logits[layer].shape[1]
         counts = np.bincount(truth.expert[layer].ravel(), minlength=width)
         np.testing.assert_array_equal(result["selections"].sel(layer=layer).values[:width], counts)
-        alike = logit_similarity_from_logits(truth.logits[layer].astype(float))
+        unit = truth.logits[layer].astype(float)
+        unit /= np.linalg.norm(unit, axis=0)
+        alike = (unit.T @ unit + 1) / 2
         for e in np.flatnonzero(~result["dominant"].sel(layer=layer).values[:width]):
             head = int(result["group"].sel(layer=layer, expert=e))
             assert result["similarity"].sel(layer=layer, expert=e).item() == pytest.approx(alike[e, head], abs=1e-6)
