@@ -46,7 +46,7 @@ def draw(scene: Scene) -> Any:
         Pending: it is being measured.
         MoescopeError: no expert is selected, or these texts cannot be had.
     """
-    site, expert = _chosen(scene)
+    site, expert = scene.selected()
     _require_texts(scene)
     model, why = model_of(scene)
     if model is None:
@@ -95,7 +95,7 @@ def begun(scene: Scene) -> Job:
     Raises:
         MoescopeError: no expert is selected, no model, or these texts cannot be had.
     """
-    site, expert = _chosen(scene)
+    site, expert = scene.selected()
     _require_texts(scene)
     model, _ = model_of(scene)
     if model is None:
@@ -142,7 +142,7 @@ def how_many(scene: Scene) -> Any:
 
 def _asked(scene: Scene, model: Model) -> Hashable:
     where = json.dumps(where_of(scene), sort_keys=True)
-    return (scene.opened.version, model.weights_fingerprint, *_chosen(scene), scene.by, where, _texts(scene))
+    return (scene.opened.version, model.weights_fingerprint, *scene.selected(), scene.by, where, _texts(scene))
 
 
 def _texts(scene: Scene) -> int:
@@ -214,10 +214,3 @@ def _require_texts(scene: Scene) -> None:
             "This store holds no texts to measure a loss on. `moescope steer --recipe … --data texts.jsonl` measures "
             "the same on texts of your own."
         )
-
-
-def _chosen(scene: Scene) -> tuple[str, int]:
-    chosen = scene.chosen()
-    if chosen is None:
-        raise MoescopeError("No expert is selected.")
-    return chosen

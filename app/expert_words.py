@@ -93,9 +93,7 @@ def atlas_of(scene: Scene) -> xr.Dataset:
 
 def results_of_expert(scene: Scene, tells: Sequence[tuple[str, Says]]) -> tuple[list[Finding], Pending | None]:
     """What each question says of the selected expert, as far as it is known, and the answer that is on its way."""
-    chosen = scene.chosen()
-    if chosen is None:
-        raise MoescopeError("No expert is selected.")
+    chosen = scene.selected()
     found: list[Finding] = []
     waits: Pending | None = None
     for question, say in tells:
@@ -178,8 +176,3 @@ def _expert_of(finding: Finding, scene: Scene) -> Place | None:
 def worded(text: str) -> list[Any]:
     """Words with what stands between backticks as code."""
     return [html.Code(part) if place % 2 else part for place, part in enumerate(text.split("`"))]
-
-
-def visible(text: str) -> str:
-    """A token's text with its blanks seen."""
-    return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")

@@ -9,11 +9,11 @@ import numpy as np
 from dash import MATCH, Dash, Input, Output, State, dcc, html, no_update
 
 from moescope import analysis, figures
+from moescope.analysis.contexts import visible
 from moescope.app import recipes
 from moescope.app.answers import Pending
 from moescope.app.aria import named
 from moescope.app.bench import Answers, Question
-from moescope.app.expert_words import visible
 from moescope.app.jobs import Job
 from moescope.app.scene import Desk, Scene
 from moescope.app.tokens import spoken

@@ -165,6 +165,17 @@ class Scene:
             )
         return site.key, self.place.expert
 
+    def selected(self) -> tuple[str, int]:
+        """`chosen`, where there must be one.
+
+        Raises:
+            MoescopeError: no expert is selected, or there is no such expert.
+        """
+        chosen = self.chosen()
+        if chosen is None:
+            raise MoescopeError("No expert is selected.")
+        return chosen
+
     def other(self) -> Opened:
         """The second store of a comparison.
 

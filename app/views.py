@@ -156,3 +156,9 @@ def to_expert(place: Place, point: dict[str, Any]) -> Place | None:
         return None
     # Between two experts is what a layer does not have: the hatched bar at its end.
     return place.go(layer=layer, expert=int(expert)) if layer is not None and expert.is_integer() else None
+
+
+def to_texts(place: Place, row: dict[str, Any]) -> Place | None:
+    """The click on a token of a table: finds its text in the store's documents."""
+    words = str(row.get("text") or "").strip()
+    return place.go(page="text", find=words, doc=None, full=None) if words else None

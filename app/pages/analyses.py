@@ -9,6 +9,7 @@ from dash import html
 from moescope import analysis, figures
 from moescope.app import controls, optioncontrols, options
 from moescope.app.aria import named
+from moescope.app.expert_words import worded
 from moescope.app.linestocopy import copied
 from moescope.app.links import to
 from moescope.app.scene import Scene
@@ -50,15 +51,10 @@ def _asked(scene: Scene) -> Any:
     why = options.unasked(scene, question)
     words: list[Any] = [html.P(question.help, className="asked-question")]
     if question.reading:
-        words.append(html.P(_coded(question.reading), className="dim asked-reading"))
+        words.append(html.P(worded(question.reading), className="dim asked-reading"))
     if why is not None:
         return html.Div([*words, _instead(scene, question, why)], className="asked")
     return html.Div([*words, optioncontrols.of(scene, question), _followed(scene, question)], className="asked")
-
-
-def _coded(text: str) -> list[Any]:
-    """Words of a docstring, what stands in backticks as code."""
-    return [html.Code(part) if odd % 2 else part for odd, part in enumerate(text.split("`"))]
 
 
 def _followed(scene: Scene, question: analysis.Analysis) -> Any:

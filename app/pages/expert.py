@@ -11,20 +11,19 @@ from moescope import figures
 from moescope.analysis import expert_summary
 from moescope.analysis.cards import absent, neighbours, parsed
 from moescope.analysis.contents import contents_of
-from moescope.analysis.contexts import Example, examples, top_tokens
+from moescope.analysis.contexts import Example, examples, top_tokens, visible
 from moescope.analysis.counts import labelling
 from moescope.analysis.effect_summary import effect_finding
 from moescope.analysis.labelled import table
 from moescope.analysis.summary import Finding
 from moescope.app import beside, causes
 from moescope.app.aria import named
-from moescope.app.expert_words import atlas_of, listed, result_of, results_of_expert, visible, where_of
+from moescope.app.expert_words import atlas_of, listed, result_of, results_of_expert, where_of
 from moescope.app.links import goes, to
 from moescope.app.place import Place, coerced
 from moescope.app.scene import Scene
 from moescope.app.steps import stepped
-from moescope.app.views import BlockView, FigureView, Page, Partial, TableView
-from moescope.errors import MoescopeError
+from moescope.app.views import BlockView, FigureView, Page, Partial, TableView, to_texts
 from moescope.figures.beside import READ as READ_BESIDE
 from moescope.figures.preferences import READ as READ_LABELS
 from moescope.store import Store
@@ -78,7 +77,7 @@ def _step(scene: Scene, do: str, sign: str, words: str) -> Any:
 
 
 def _labels(scene: Scene) -> Any:
-    return figures.expert_labels(result_of(scene, "npmi"), *_chosen(scene))
+    return figures.expert_labels(result_of(scene, "npmi"), *scene.selected())
 
 
 def _found(scene: Scene) -> Any:
@@ -108,7 +107,7 @@ _EFFECT = Finding(
 def _links(scene: Scene) -> Any:
     """Where its tokens come from and go to, and who is scored like it."""
     found = atlas_of(scene)
-    site, expert = _chosen(scene)
+    site, expert = scene.selected()
     near, missing = neighbours(found, site, expert), absent(found)
     link_reason = missing.get("predecessor, successor")
     row, last = scene.layers.index(str(scene.place.layer)), len(scene.layers) - 1
@@ -142,7 +141,7 @@ def _place_of(scene: Scene, name: str) -> Place:
 def _tokens(scene: Scene) -> pd.DataFrame:
     import pandas as pd
 
-    site, expert = _chosen(scene)
+    site, expert = scene.selected()
     phase: Any = scene.place.phase
     scene.ask("load", where=None, phase=phase)
     width = range(scene.site().n_experts)
@@ -160,13 +159,8 @@ def _tokens(scene: Scene) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(columns))
 
 
-def _to_text(place: Place, row: dict[str, Any]) -> Place | None:
-    words = str(row.get("text") or "").strip()
-    return place.go(page="text", find=words, doc=None, full=None) if words else None
-
-
 def _contexts(scene: Scene) -> Any:
-    site, expert = _chosen(scene)
+    site, expert = scene.selected()
     where, place = where_of(scene), scene.place
     key = ("stretches", site, expert, place.slices, place.slice, place.by, place.label, place.phase)
     found = scene.compute(
@@ -220,13 +214,6 @@ def _experts(scene: Scene) -> pd.DataFrame:
 
 def _to_row(place: Place, row: dict[str, Any]) -> Place | None:
     return place.go(layer=coerced("layer", str(row.get("site") or row["layer"])), expert=int(row["expert"]))
-
-
-def _chosen(scene: Scene) -> tuple[str, int]:
-    chosen = scene.chosen()
-    if chosen is None:
-        raise MoescopeError("No expert is selected.")
-    return chosen
 
 
 EXPERT = Page(
@@ -304,7 +291,7 @@ EXPERT = Page(
                 "expected": ("Chance", ",.1f"),
                 "npmi": ("nPMI", ".3f"),
             },
-            go=_to_text,
+            go=to_texts,
             height=560,
         ),
         BlockView(

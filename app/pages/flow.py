@@ -305,10 +305,10 @@ FLOW = Page(
             name="links",
             title="Strongest links",
             how="Transitions of the pair, the most used first; of the selected expert alone, if one is selected. "
-            "Tokens: those for which the two come first, one in either layer. Share: of all for which the first of them "
-            "does. Lift: times the second one's usual share. Expected: the mean count when the second layer is rotated "
-            "within sequences, which q is held against, over all cells of the pair. A click leads to the second "
-            "expert's page.",
+            "Tokens: those for which the two come first, one in either layer. Share: of all for which the first of "
+            "them does. Lift: times the second one's usual share. Expected: the mean count when the second layer is "
+            "rotated within sequences, which q is held against, over all cells of the pair. A click leads to the "
+            "second expert's page.",
             reads=("expert", *_PAIR),
             width=6,
             frame=_links,

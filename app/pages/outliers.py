@@ -9,16 +9,16 @@ import xarray as xr
 from dash import html
 
 from moescope import figures
-from moescope.analysis.contexts import text_of_token
+from moescope.analysis.contexts import text_of_token, visible
 from moescope.analysis.labelled import expert_name, table
 from moescope.analysis.outlier_summary import Rule, massive_finding, rule_of, sink_finding
 from moescope.analysis.summary import Finding, outlier_finding
 from moescope.app import controls
-from moescope.app.expert_words import found_of, visible
+from moescope.app.expert_words import found_of
 from moescope.app.links import to
 from moescope.app.place import Place
 from moescope.app.scene import Scene
-from moescope.app.views import BlockView, FigureView, Page, TableView, to_expert
+from moescope.app.views import BlockView, FigureView, Page, TableView, to_expert, to_texts
 from moescope.errors import MoescopeError
 from moescope.figures.outliers import READ as READ_SUPER
 
@@ -109,11 +109,6 @@ def _known(frame: pd.DataFrame) -> pd.DataFrame:
     """The table without the places that a capture did not keep, which a result holds as -1."""
     places = [name for name in ("document", "position", "token_id", "channel") if name in frame]
     return frame.assign(**{name: frame[name].astype("Int64").where(frame[name] >= 0) for name in places})
-
-
-def _to_text(place: Place, row: dict[str, Any]) -> Place | None:
-    words = str(row.get("text") or "").strip()
-    return place.go(page="text", find=words, doc=None, full=None) if words else None
 
 
 def _elsewhere(scene: Scene) -> Any:
@@ -240,7 +235,7 @@ OUTLIERS = Page(
                 "channel": ("Channel", ",.0f"),
                 "mean_share": ("Mean on first token", ".1%"),
             },
-            go=_to_text,
+            go=to_texts,
             height=340,
         ),
         BlockView(name="elsewhere", title="What needs the model", how="", reads=(), width=5, draw=_elsewhere),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moescope.analysis.atlas_table import atlas
-from moescope.analysis.contexts import Example, TopToken, examples_of_experts, top_tokens
+from moescope.analysis.contexts import Example, TopToken, examples_of_experts, top_tokens, visible
 from moescope.analysis.labelled import expert_name, layer_names
 from moescope.errors import MoescopeError
 from moescope.store.html import plain
@@ -209,7 +209,7 @@ def _html(card: Card) -> str:
 
 
 def _visible(token: TopToken) -> str:
-    shown = token.text.replace("\n", "\u23ce").replace("\t", "\u21e5").replace(" ", "\u2423")
+    shown = visible(token.text)
     return f"<bdi>{plain(shown)}</bdi>" if shown.strip("\ufffd") else f"#{token.token_id}"
 
 

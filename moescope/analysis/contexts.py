@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from moescope.store import Store
 
+_BLANKS = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
+
 
 @dataclass(frozen=True)
 class TopToken:
@@ -342,3 +344,8 @@ def text_of_token(vocabulary: Any, token_id: int) -> str:
     except (KeyError, IndexError):
         text = None
     return f"<{token_id}>" if text is None else str(text)
+
+
+def visible(text: str) -> str:
+    """A token's text with its blanks seen."""
+    return text.translate(_BLANKS)

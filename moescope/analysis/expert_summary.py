@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from moescope.analysis.labelled import row_of_expert
 from moescope.analysis.summary import LEVEL, Finding, floor_words
-from moescope.errors import MoescopeError
 
 NAMED = 3
 """Labels named in a headline; the rest are counted."""
@@ -154,10 +154,7 @@ _SHORT = {"reap": "REAP", "ean": "EAN", "mc_moe": "MC-MoE", "mean_weight": "mean
 
 
 def _part(result: xr.Dataset, site: str, expert: int) -> Any:
-    sites = [str(key) for key in result["site"].values]
-    if site not in sites or not 0 <= expert < int(result["n_experts"].values[sites.index(site)]):
-        raise MoescopeError(f"This result has no expert {expert} in {site}.")
-    return result.isel(layer=sites.index(site), expert=expert)
+    return result.isel(layer=row_of_expert(result, site, expert), expert=expert)
 
 
 def _place(result: xr.Dataset, name: str, site: str, expert: int) -> tuple[int, int]:

@@ -113,6 +113,18 @@ def layer_names(result: xr.Dataset) -> list[str]:
     return [layer_name(layer, str(site)) for layer, site in zip(layers, result["site"].values, strict=True)]
 
 
+def row_of_expert(result: xr.Dataset, site: str, expert: int) -> int:
+    """The row of an expert's layer in a result.
+
+    Raises:
+        MoescopeError: the result has no such expert.
+    """
+    sites = [str(key) for key in result["site"].values]
+    if site not in sites or not 0 <= expert < int(result["n_experts"].values[sites.index(site)]):
+        raise MoescopeError(f"This result has no expert {expert} in {site}.")
+    return sites.index(site)
+
+
 def expert_name(layer: str, expert: int) -> str:
     """An expert as people write it, its layer as `layer_name` does: "L3E7", "L003-mlpE7"."""
     return f"{layer if layer.startswith('L') else f'L{layer}'}E{expert}"

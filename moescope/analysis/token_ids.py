@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from moescope.analysis.contexts import visible
 from moescope.analysis.counts import Phase, labelling, sites_of
 from moescope.analysis.label_tests import Alternative, Correction, LabelTest
 from moescope.analysis.labelled import LayerAxis, provenance
@@ -20,8 +21,6 @@ from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
     from moescope.store import Store
-
-VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
 
 
 def npmi_tokens(
@@ -86,7 +85,7 @@ def occurrences(
 
 def shown_tokens(ids: Sequence[int], vocabulary: Mapping[int, str]) -> list[str]:
     """Names of tokens, each its own: the text with spaces made visible, and the id where texts are shared or empty."""
-    names = [(vocabulary.get(one) or "").translate(VISIBLE) for one in ids]
+    names = [visible(vocabulary.get(one) or "") for one in ids]
     often = Counter(names)
     return [f"{name}‹{one}›" if not name or often[name] > 1 else name for name, one in zip(names, ids, strict=True)]
 

@@ -14,8 +14,9 @@ from moescope.analysis.labelled import layer_name
 from moescope.errors import MoescopeError
 from moescope.figures.axes import align_titles
 from moescope.figures.lift_maps import SIDE, chosen_maps, lift_maps, lift_reach, say, square
+from moescope.figures.marks import chance_ticks
 from moescope.figures.menus import menu
-from moescope.figures.theme import BLUE, ORANGE, colour_bar, template
+from moescope.figures.theme import BLUE, colour_bar, template
 
 READ = (
     "Left: orange, the target expert gets more of the source expert's tokens than its usual share, blue less; full "
@@ -193,15 +194,7 @@ def _information(result: xr.Dataset) -> list[Any]:
         hovertemplate="layers %{y}<br>" + about,
     )
     chance = result["mi_null_p99"].values - result["mi_null"].values
-    tick = go.Scatter(
-        x=chance,
-        y=names,
-        mode="markers",
-        marker={"symbol": "line-ns", "size": 14, "line": {"width": 2.5, "color": ORANGE}},
-        name="chance",
-        hovertemplate="layers %{y}<br>the null: below %{x:.4f} nats in 99 of 100<extra></extra>",
-    )
-    return [bar, tick]
+    return [bar, chance_ticks(chance, names, "layers %{y}<br>the null: below %{x:.4f} nats in 99 of 100")]
 
 
 def _matrix(result: xr.Dataset, shown: np.ndarray, details: np.ndarray, about: str) -> go.Heatmap:

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from moescope.analysis.labelled import expert_name, layer_name
+from moescope.analysis.labelled import expert_name, layer_name, row_of_expert
 from moescope.errors import MoescopeError
 from moescope.figures.marks import limits, whiskers
 from moescope.figures.preferences import LEVEL
@@ -38,7 +38,7 @@ def experts_beside(result: xr.Dataset, first: tuple[str, int], second: tuple[str
     Raises:
         MoescopeError: the result has no such expert, or neither was ever selected.
     """
-    rows = [_row(result, *one) for one in (first, second)]
+    rows = [row_of_expert(result, *one) for one in (first, second)]
     parts = [result.isel(layer=row, expert=expert) for row, (_, expert) in zip(rows, (first, second), strict=True)]
     values = np.stack([part["npmi"].values for part in parts])
     known = np.flatnonzero(np.isfinite(values).any(axis=0))
@@ -70,13 +70,6 @@ def experts_beside(result: xr.Dataset, first: tuple[str, int], second: tuple[str
         place = {"xref": "paper", "yref": "paper", "x": 1, "y": 1, "xanchor": "right", "yanchor": "bottom"}
         figure.add_annotation(text=f"the {order.size} furthest from 0, of {known.size} labels", **place)
     return figure
-
-
-def _row(result: xr.Dataset, site: str, expert: int) -> int:
-    sites = [str(key) for key in result["site"].values]
-    if site not in sites or not 0 <= expert < int(result["n_experts"].values[sites.index(site)]):
-        raise MoescopeError(f"This result has no expert {expert} in {site}.")
-    return sites.index(site)
 
 
 def _chance(part: xr.Dataset, order: np.ndarray, places: np.ndarray) -> go.Bar:

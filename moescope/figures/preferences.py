@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from moescope.analysis.labelled import row_of_expert
 from moescope.errors import MoescopeError
 from moescope.figures.marks import limits, whiskers
 from moescope.figures.specialisation import standing
@@ -37,10 +38,7 @@ def expert_labels(result: xr.Dataset, site: str, expert: int) -> go.Figure:
     Raises:
         MoescopeError: the result has no such expert, or it was never selected.
     """
-    sites = [str(key) for key in result["site"].values]
-    if site not in sites or not 0 <= expert < int(result["n_experts"].values[sites.index(site)]):
-        raise MoescopeError(f"This result has no expert {expert} in {site}.")
-    row = sites.index(site)
+    row = row_of_expert(result, site, expert)
     part = result.isel(layer=row, expert=expert)
     value = part["npmi"].values
     known = np.flatnonzero(np.isfinite(value))
