@@ -135,6 +135,11 @@ class Model:
         value = getattr(config, "max_position_embeddings", None)
         return int(value) if isinstance(value, int) and value > 0 else None
 
+    @property
+    def has_encoder(self) -> bool:
+        """Whether a decoder beside an encoder writes: prompt and answer are then no one sequence."""
+        return bool(self.hf.config.is_encoder_decoder) or "decoder_input_ids" in self.forward_arguments
+
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, *, head: bool = True
     ) -> torch.Tensor:

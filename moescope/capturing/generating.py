@@ -51,7 +51,7 @@ def checked(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
     n = options.get("max_new_tokens")
     if not isinstance(n, int) or n < 1:
         raise MoescopeError("Generation needs max_new_tokens, a number of tokens of at least 1.")
-    if model.hf.config.is_encoder_decoder or "decoder_input_ids" in model.forward_arguments:
+    if model.has_encoder:
         raise RefusedError(
             f"{model.name} has a decoder beside its encoder: one runs over the prompt and the other over the answer, "
             "so no row is one token of both. Capture its texts without generating."

@@ -167,10 +167,15 @@ def _require_tokenizer(model: Model) -> None:
 
 
 def _require_room(model: Model, tokens: int, new: int) -> None:
-    """Refuses what would run past the positions that a model was made for.
+    """Refuses a decoder beside an encoder, and what would run past the positions that a model was made for.
 
     Rotary and most other encodings go on beyond them without an error, and without sense.
     """
+    if model.has_encoder:
+        raise MoescopeError(
+            f"{model.name} has a decoder beside its encoder: what it writes does not go on from the prompt. Name a "
+            "model that only decodes."
+        )
     limit = model.max_positions
     if limit is None or tokens + new <= limit:
         return

@@ -62,6 +62,12 @@ def test_the_last_position_is_written_and_none_beyond_it(bundled, positions, way
     assert LIMIT - room <= max(positions) <= LIMIT
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_decoder_beside_an_encoder_is_refused(way):
+    with pytest.raises(MoescopeError, match="decoder beside its encoder"):
+        WAYS[way](made("nllb_moe"), "the", 2)
+
+
 def test_a_prompt_that_fills_every_position_is_to_be_shortened(bundled, positions):
     with pytest.raises(MoescopeError, match=rf"for {LIMIT} positions: shorten the prompt\.$"):
         generate(bundled, "the " * 500, max_new_tokens=1)
