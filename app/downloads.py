@@ -55,10 +55,8 @@ def _made(desk: Desk, name: str, kind: str) -> Response:
         page = figure.to_html(include_plotlyjs=True, config={"displaylogo": False})
         return _sent(page.encode(), "text/html; charset=utf-8", f"{name}.html")
     if kind in ("csv", "parquet") and isinstance(view, TableView):
-        filters, order, without = (
-            json.loads(request.args.get(name) or "null") for name in ("filter", "sort", "without")
-        )
-        rows = rows_of(view, scene, filters, order, without)
+        filters, order = (json.loads(request.args.get(name) or "null") for name in ("filter", "sort"))
+        rows = rows_of(view, scene, filters, order)
         if kind == "csv":
             return _sent(as_csv(rows).encode(), "text/csv; charset=utf-8", f"{name}.csv")
         held = io.BytesIO()

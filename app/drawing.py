@@ -56,14 +56,18 @@ def register(app: Dash, desk: Desk) -> None:
     @app.callback(
         Output(graph, "figure"),
         Output(graph, "style"),
+        Output({"type": "body", "of": "figure", "view": MATCH}, "tabIndex"),
         *said("figure"),
         *asked("figure"),
         prevent_initial_call=True,
     )
     def _figure(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
-        drawn, words = _drawn(book.view(name["view"]), desk, wanted, act, place, theme, job)
+        view = book.view(name["view"])
+        drawn, words = _drawn(view, desk, wanted, act, place, theme, job)
         words = once_more(desk, words, ticks)
-        return (no_update, _HIDDEN, *words) if drawn is None else (drawn, _shown(drawn), *words)
+        if drawn is None:
+            return no_update, _HIDDEN, no_update, *words
+        return drawn, _shown(drawn), _stop(view, drawn), *words
 
     @app.callback(
         Output({"type": "body", "of": "block", "view": MATCH}, "children"),
@@ -82,7 +86,7 @@ def at_hand(page: Page, scene: Scene, place: dict[str, Any]) -> dict[str, tuple[
     What is not at hand begins to be computed here. The key is the one that the browser makes of the same place.
     """
     found, begun = {}, time.monotonic()
-    for view in page.shown(scene.place):
+    for view in page.shown(scene.place, scene.store):
         if isinstance(view, BlockView) and not view.themed and time.monotonic() - begun < _AT_ONCE:
             try:
                 drawn = view.draw(scene)
@@ -100,6 +104,12 @@ def at_hand(page: Page, scene: Scene, place: dict[str, Any]) -> dict[str, tuple[
 def _placed(drawn: Any, place: dict[str, Any]) -> Any:
     """With where it was drawn: its links change the place from there, and the place may have moved on since."""
     return html.Div(drawn, **{"data-at": place["href"]})
+
+
+def _stop(view: View, figure: dict[str, Any]) -> str | None:
+    """A panel that scrolls is a stop of the keyboard, so that its keys scroll it; others are none."""
+    tallest = view.tallest if isinstance(view, FigureView) else None
+    return "0" if tallest is not None and (figure["layout"].get("height") or 0) > tallest else None
 
 
 def _shown(figure: dict[str, Any]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dash import ALL, Dash, Input, Output, State, ctx, no_update, set_props
 from dash.exceptions import PreventUpdate
 
 from moescope.analysis.cards import parsed
-from moescope.app import book, controls, shell, slicebar, slicing
+from moescope.app import book, controls, shell, slicebar, slicing, tables
 from moescope.app.answers import Pending
 from moescope.app.labels import label_values
 from moescope.app.panels import note
@@ -46,10 +46,11 @@ def register(app: Dash, desk: Desk) -> None:
         if href is None:
             raise PreventUpdate
         here, notes = parse(href)
+        here, strange = tables.known(here)
         if here.page == "shelf" and (only := desk.shelf.sole()) is not None:
             here = here.go(store=only)
         now = state(desk, here)
-        notes = (*notes, *_unfinished(now))
+        notes = (*notes, *strange, *_unfinished(now))
         now["notes"] = list(notes)
         if now == before:
             raise PreventUpdate
@@ -135,6 +136,8 @@ def register(app: Dash, desk: Desk) -> None:
         if not key or not place or place.get("trouble") or not place.get("layers"):
             return no_update
         here = parse(place["href"])[0]
+        if key.get("do") == "columns":
+            return here.leaving_out(str(key.get("view")), [str(name) for name in key.get("leave") or ()]).href
         if key.get("do") != "walk":
             there = stepped(here, desk.scene(here), str(key.get("do")), str(key.get("view") or ""))
             return no_update if there == here else there.href
@@ -183,7 +186,8 @@ def state(desk: Desk, here: Place) -> dict[str, Any]:
         return now
     try:
         scene = desk.scene(here)
-        now["views"] = [view.name for view in book.PAGES[here.page].shown(here)] if here.page in book.PAGES else []
+        shown = book.PAGES[here.page].shown(here, scene.store) if here.page in book.PAGES else []
+        now["views"] = [view.name for view in shown]
         now |= {"version": scene.opened.version, "layers": scene.layers, "status": scene.store.status}
         with suppress(Pending):  # other work is before it in the line: the next look at the store has them
             now["choices"] = _choices(scene)

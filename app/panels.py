@@ -34,7 +34,7 @@ def grid_of(page: Page, scene: Scene, at_hand: dict[str, tuple[Any, list[Any]]])
         scene: where we are.
         at_hand: what is drawn already, by view: the components, and the key of what they show.
     """
-    shown = page.shown(scene.place)
+    shown = page.shown(scene.place, scene.store)
     columns = [
         dmc.GridCol(panel(view, scene, *at_hand.get(view.name, (None, None))), span={"base": 12, "md": view.width})
         for view in shown
@@ -45,7 +45,8 @@ def grid_of(page: Page, scene: Scene, at_hand: dict[str, tuple[Any, list[Any]]])
 def panel(view: View, scene: Scene, drawn: Any = None, key: list[Any] | None = None) -> Any:
     """One panel, empty until its callback has drawn it, unless it is `drawn` already, of what `key` says."""
     if isinstance(view, FigureView):
-        body: Any = html.Div(_graph(view), id=part("body", view), className="panel-figure")
+        bound = {} if view.tallest is None else {"maxHeight": f"{view.tallest}px", "overflowY": "auto"}
+        body: Any = html.Div(_graph(view), id=part("body", view), className="panel-figure", style=bound)
     elif isinstance(view, TableView):
         body = html.Div(_table(view), id=part("body", view))
     else:
@@ -147,6 +148,7 @@ def _table(view: TableView) -> Any:
             "animateRows": False,
             # All columns at once: a table that is filled while it is out of sight would otherwise stay without any.
             "suppressColumnVirtualisation": True,
+            "suppressDragLeaveHidesColumns": True,  # the address says which columns are seen
             "enableCellTextSelection": True,
         },
         style={"height": f"{view.height}px", "width": "100%"},

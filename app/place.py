@@ -12,6 +12,7 @@ nonsense in it still leads somewhere: what cannot be read is left out, and said.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
@@ -74,6 +75,7 @@ class Place:
         full: the panel that fills the window.
         embed: without header and menu, for a frame in another page.
         hide: names of panels left out.
+        without: columns left out of tables, each "table.column".
     """
 
     page: str = "shelf"
@@ -134,11 +136,12 @@ class Place:
     full: str | None = None
     embed: bool = False
     hide: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
     def go(self, **changes: Any) -> Place:
         """The same place but for some fields; a new store forgets what belonged to the old one."""
         if "store" in changes and changes["store"] != self.store:
-            kept = Place(embed=self.embed, hide=self.hide, recipe=self.recipe, page=self.page)
+            kept = Place(embed=self.embed, hide=self.hide, without=self.without, recipe=self.recipe, page=self.page)
             return replace(kept, **({"page": "overview"} | changes if self.page == "shelf" else changes))
         if "by" in changes and changes["by"] != self.by:
             changes = {"label": None, "against": None} | changes
@@ -165,6 +168,15 @@ class Place:
             changed |= {"expert": {"expert"}, "text": {"doc"}}.get(end.page, set())
         changed |= {name for one in changed for name in _TOGETHER.get(one, ())}
         return replace(self, **{name: getattr(end, name) for name in changed})
+
+    def left_out(self, table: str) -> list[str]:
+        """The columns left out of a table."""
+        return [one.partition(".")[2] for one in self.without if one.partition(".")[0] == table]
+
+    def leaving_out(self, table: str, columns: Iterable[str]) -> Place:
+        """The same place with these columns left out of a table, and no others of it."""
+        others = [one for one in self.without if one.partition(".")[0] != table]
+        return replace(self, without=(*others, *(f"{table}.{column}" for column in columns)))
 
     @property
     def href(self) -> str:
@@ -216,14 +228,14 @@ def parse(href: str) -> tuple[Place, tuple[str, ...]]:
     for key, text in parse_qsl(parts.query, keep_blank_values=False):
         name = names.get(key, key)
         if name not in kinds or name in ("page", "store") or (key in _QUERY and key not in names):
-            notes.append(f"The address names {_short(key)!r}, which means nothing here.")
+            notes.append(f"The address names {short(key)!r}, which means nothing here.")
         elif name in seen or name in found:
-            notes.append(f"The address gives {_short(key)!r} twice; the first counts.")
+            notes.append(f"The address gives {short(key)!r} twice; the first counts.")
         else:
             seen.add(name)
             value = _value(name, kinds[name], text)
             if value is None:
-                notes.append(f"The address gives {_short(key)!r} as {_short(text)!r}, which it cannot be.")
+                notes.append(f"The address gives {short(key)!r} as {short(text)!r}, which it cannot be.")
             else:
                 found[name] = value
     return Place(**found), tuple(notes)
@@ -268,7 +280,7 @@ def _path(path: str) -> tuple[dict[str, Any], list[str]]:
     if not steps:
         return {}, []
     if steps[0] != "store" or len(steps) < 2:
-        return {}, [f"There is no page {_short('/' + '/'.join(steps))!r}; here is every store instead."]
+        return {}, [f"There is no page {short('/' + '/'.join(steps))!r}; here is every store instead."]
     found: dict[str, Any] = {"page": "overview", "store": steps[1]}
     rest = steps[2:]
     if not rest:
@@ -277,7 +289,7 @@ def _path(path: str) -> tuple[dict[str, Any], list[str]]:
         return found | {"page": rest[0]}, []
     if len(rest) == 2 and (layer := _layer(rest[0])) and re.fullmatch(r"E\d{1,6}", rest[1]):
         return found | {"page": "expert", "layer": layer, "expert": int(rest[1][1:])}, []
-    return found, [f"There is no page {_short('/'.join(rest))!r} of a store; here is its overview instead."]
+    return found, [f"There is no page {short('/'.join(rest))!r} of a store; here is its overview instead."]
 
 
 def _layer_in_path(layer: str) -> str:
@@ -311,5 +323,6 @@ def _value(name: str, kind: str, text: str) -> Any:
     return text if name not in ALLOWED or text in ALLOWED[name] else None
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """A text out of an address, cut to what a sentence can hold."""
     return text if len(text) <= 60 else text[:60] + "…"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from moescope.app import book
 from moescope.app.answers import PATIENCE, Pending
 from moescope.app.drawing import asked, cancelled, guarded, once_more, pressed, said
 from moescope.app.panels import note
-from moescope.app.place import parse
+from moescope.app.place import Place, parse, short
 from moescope.app.scene import Desk, Scene
 from moescope.app.views import TableView
 from moescope.errors import MoescopeError
@@ -47,7 +48,17 @@ def register(app: Dash, desk: Desk) -> None:
         words = once_more(desk, words, ticks)
         if found is None:
             return [no_update, {"display": "none"}, *words]
-        return [definitions(view, found), {"height": f"{view.height}px", "width": "100%"}, *words]
+        left_out = parse(place["href"])[0].left_out(view.name)
+        return [definitions(view, found, left_out), {"height": f"{view.height}px", "width": "100%"}, *words]
+
+    # Which columns are seen is set in the browser: choosing one asks nobody for rows.
+    app.clientside_callback(
+        ClientsideFunction("moescope", "columns"),
+        Output(one("body"), "className"),
+        Input("place", "data"),
+        Input(one("grid"), "columnDefs"),
+        State(one("grid"), "id"),
+    )
 
     # What is shown has changed: the rows that the browser holds are no longer its rows.
     app.clientside_callback(
@@ -90,8 +101,25 @@ def rows(frame: Callable[[], pd.DataFrame], request: Any, ticks: int | None) -> 
     return {"rowData": _plain(part), "rowCount": len(chosen)}, no_update
 
 
-def definitions(view: TableView, frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Column definitions: numbers to the right with their format, text with a text filter."""
+def known(place: Place) -> tuple[Place, list[str]]:
+    """The place without columns that no table has, and a word on each of them."""
+    strange = [one for one in place.without if not _has(*one.partition(".")[::2])]
+    kept = tuple(one for one in place.without if one not in strange)
+    words = [f"The address leaves out the column {short(one)!r}, which no table has." for one in strange]
+    return replace(place, without=kept), words
+
+
+def _has(table: str, column: str) -> bool:
+    """Whether there is such a table, with such a column as far as its columns are fixed."""
+    try:
+        view = book.view(table)
+    except MoescopeError:
+        return False
+    return isinstance(view, TableView) and bool(column) and (view.columns is None or column in view.columns)
+
+
+def definitions(view: TableView, frame: pd.DataFrame, left_out: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Column definitions: numbers to the right with their format, text with a text filter; some left out of sight."""
     shown = view.columns or {str(name): (str(name), "") for name in frame.columns}
     found = []
     for name, (heading, form) in shown.items():
@@ -101,6 +129,7 @@ def definitions(view: TableView, frame: pd.DataFrame) -> list[dict[str, Any]]:
         column: dict[str, Any] = {
             "field": name,
             "headerName": heading,
+            "hide": name in left_out,
             "filter": "agNumberColumnFilter" if number else "agTextColumnFilter",
         }
         if name == "site":
@@ -183,8 +212,8 @@ def _kept(values: Any, rule: dict[str, Any]) -> Any:
     return tests[kind]()
 
 
-def rows_of(view: TableView, scene: Scene, filters: Any, order: Any, without: Any = None) -> Any:
-    """What a table shows, for export; `without` the columns that are not chosen.
+def rows_of(view: TableView, scene: Scene, filters: Any, order: Any) -> Any:
+    """What a table shows, for export: without the columns that are left out.
 
     Raises:
         MoescopeError: the models are none of ag-grid's.
@@ -194,9 +223,9 @@ def rows_of(view: TableView, scene: Scene, filters: Any, order: Any, without: An
         frame = arranged(whole, filters, order)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise MoescopeError("The filters or the order of rows in this address cannot be read.") from error
-    hidden = without if isinstance(without, list) else []
-    names = [name for name in (view.columns or frame.columns) if name in frame and name not in hidden]
-    return frame[names]
+    names = [name for name in (view.columns or frame.columns) if name in frame]
+    left_out = scene.place.left_out(view.name)
+    return frame[[name for name in names if name not in left_out] or names]
 
 
 def _plain(part: pd.DataFrame) -> list[dict[str, Any]]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from moescope.store import Store
+
 
 @dataclass(frozen=True)
 class View:
@@ -32,6 +34,7 @@ class View:
         controls: what chooses what this panel alone shows, in its heading, each from a scene (`moescope.app.controls`).
         needs: fields of the place without which there is nothing to show: the panel is not there until they are chosen.
         fits: whether there is something to show at a place that has all that; None: always.
+        held: whether a store holds what it is drawn from, where another panel says what to do if not; None: any store.
         themed: it is drawn otherwise on a dark page.
     """
 
@@ -43,6 +46,7 @@ class View:
     controls: tuple[Callable[[Scene], Any], ...] = ()
     needs: tuple[str, ...] = ()
     fits: Callable[[Place], bool] | None = None
+    held: Callable[[Store], bool] | None = None
     themed: bool = False
 
     @property
@@ -61,6 +65,7 @@ class FigureView(View):
         pick: the same as `click` for what the point alone does not say: (scene, plotly's point) -> place.
         select: what a lasso does: (scene, plotly's points) -> place.
         marks: the selected expert is marked in it: its first axes are expert and layer.
+        tallest: pixels of its panel: a figure that is taller scrolls in it; None: the panel is as tall as the figure.
     """
 
     themed: bool = True
@@ -69,6 +74,7 @@ class FigureView(View):
     pick: Callable[[Scene, dict[str, Any]], Place | None] | None = None
     select: Callable[[Scene, list[dict[str, Any]]], Place | None] | None = None
     marks: bool = False
+    tallest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -137,14 +143,15 @@ class Page:
     register: Callable[[Any, Any], None] | None = None
     choices: Callable[[Scene], dict[str, Any]] | None = None
 
-    def shown(self, place: Place) -> list[View]:
-        """The panels that are there: not those that `?hide=` names, nor those with nothing to show."""
+    def shown(self, place: Place, store: Store | None = None) -> list[View]:
+        """The panels that are there: not those that `?hide=` names, nor those with nothing to show (in this store)."""
         return [
             view
             for view in self.views
             if view.name not in place.hide
             and all(getattr(place, name) is not None for name in view.needs)
             and (view.fits is None or view.fits(place))
+            and (view.held is None or store is None or view.held(store))
         ]
 
 

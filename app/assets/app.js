@@ -70,6 +70,18 @@ window.dash_clientside = window.dash_clientside || {};
       const data = found.map((one) => (Array.isArray(one) ? one : [one, one])).map(([value, label]) => ({ value: String(value), label: String(label) }));
       return JSON.stringify(data) === JSON.stringify(now) ? same() : data;
     },
+    /* Which columns of a table are seen: those that the place does not leave out; all, if it leaves out all. */
+    columns: function (place, defs, id) {
+      if (place && defs && defs.length)
+        window.dash_ag_grid.getApiAsync(id).then((api) => window.setTimeout(function () {
+          if (api.isDestroyed()) return;
+          const columns = api.getColumns() || [], out = (column) => (place.without || []).includes(id.view + "." + column.getColId());
+          const all = columns.every(out);
+          for (const seen of [true, false]) api.setColumnsVisible(columns.filter((column) => (all || !out(column)) === seen), seen);
+          document.querySelectorAll(`[data-columns="${id.view}"] input`).forEach((box) => { box.checked = api.getColumn(box.name).isVisible(); });
+        }, 30));
+      return "";
+    },
     refill: function (columns, id) {
       if (columns && columns.length)
         window.dash_ag_grid.getApiAsync(id).then((api) => window.setTimeout(() => api.isDestroyed() || api.purgeInfiniteCache(), 30));
@@ -111,10 +123,11 @@ window.dash_clientside = window.dash_clientside || {};
     if (!api) return;
     const list = details.querySelector(".how");
     list.replaceChildren(...api.getColumns().map((column) => {
-      const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: column.isVisible() });
+      const box = Object.assign(document.createElement("input"), { type: "checkbox", name: column.getColId(), checked: column.isVisible() });
       box.addEventListener("change", () => {
         if (!box.checked && api.getColumns().filter((one) => one.isVisible()).length === 1) { box.checked = true; return; }
-        api.setColumnsVisible([column.getColId()], box.checked);
+        api.setColumnsVisible([column], box.checked);
+        tell("key", { do: "columns", view, leave: api.getColumns().filter((one) => !one.isVisible()).map((one) => one.getColId()) });
       });
       const label = document.createElement("label");
       label.append(box, " " + api.getDisplayNameForColumn(column, null));
@@ -146,9 +159,7 @@ window.dash_clientside = window.dash_clientside || {};
           ? encodeURIComponent(JSON.stringify(api.getColumnState().filter((c) => c.sort).sort((a, b) => a.sortIndex - b.sortIndex)
               .map((c) => ({ colId: c.colId, sort: c.sort }))))
           : "";
-        const hidden = api ? api.getColumnState().filter((c) => c.hide).map((c) => c.colId) : [];
-        const without = hidden.length ? "&without=" + encodeURIComponent(JSON.stringify(hidden)) : "";
-        window.location.assign(`/file/${view}.${button.dataset.act}?at=${at}&filter=${filter}&sort=${sort}${without}`);
+        window.location.assign(`/file/${view}.${button.dataset.act}?at=${at}&filter=${filter}&sort=${sort}`);
         break;
       }
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,19 @@ from moescope.analysis.outlier_summary import Rule, massive_finding, rule_of, si
 from moescope.analysis.summary import Finding, outlier_finding
 from moescope.app import controls
 from moescope.app.expert_words import found_of
+from moescope.app.linestocopy import copied
 from moescope.app.links import to
 from moescope.app.place import Place
 from moescope.app.scene import Scene
 from moescope.app.views import BlockView, FigureView, Page, TableView, to_expert, to_texts
 from moescope.errors import MoescopeError
 from moescope.figures.outliers import READ as READ_SUPER
+from moescope.store.sinks import SINKS
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from moescope.store import Store
 
 _RATIO = 10
 """Times its layer's median, the default of `analysis.super_experts`."""
@@ -135,8 +140,48 @@ def _switch(scene: Scene) -> Any:
     return controls.switch("definition", "Definition of super experts", choices, "paper")
 
 
-def _verdict(name: str, title: str, ask: Any, say: Any, empty: str, reads: tuple[str, ...] = ()) -> BlockView:
-    return BlockView(name=name, title=title, how="", reads=reads, width=4, draw=_card(ask, say, empty), bare=True)
+def _has_maxima(store: Store) -> bool:
+    return "outliers" in store.tiers
+
+
+def _has_sinks(store: Store) -> bool:
+    return bool(store.manifest.setting(SINKS, 0))
+
+
+def _has_either(store: Store) -> bool:
+    return _has_maxima(store) or _has_sinks(store)
+
+
+def _missing(scene: Scene) -> Any:
+    """What a store without the outliers tier cannot tell, and the capture that can: said once for all its panels."""
+    manifest = scene.store.manifest
+    lost = ["super experts", "massive activations", *([] if _has_sinks(scene.store) else ["attention sinks"])]
+    tiers = [tier for tier in scene.store.tiers if tier != "activations"]  # its vectors are chosen by options of theirs
+    line = ["moescope", "capture", "--model", manifest.model.name, "--data", "texts.jsonl"]
+    line += [part for label in scene.store.labels for part in ("--label", label)]
+    line += [part for tier in (*tiers, "outliers") for part in ("--tier", tier)]
+    line += ["--sinks", "--out", f"{scene.opened.name}-outliers"]
+    return html.Article(
+        [
+            html.Div(
+                html.Strong(f"This store cannot tell {', '.join(lost[:-1])} or {lost[-1]}."), className="finding-head"
+            ),
+            html.Div(
+                "It was captured without the outliers tier, the largest output of each expert and value of each "
+                "layer. Capture the same texts again with it:",
+                className="dim",
+            ),
+            copied("command", shlex.join(line)),
+        ],
+        className="panel finding counted",
+    )
+
+
+def _verdict(
+    name: str, title: str, ask: Any, say: Any, empty: str, held: Callable[[Store], bool], reads: tuple[str, ...] = ()
+) -> BlockView:
+    draw = _card(ask, say, empty)
+    return BlockView(name=name, title=title, how="", reads=reads, held=held, width=4, draw=draw, bare=True)
 
 
 OUTLIERS = Page(
@@ -144,12 +189,22 @@ OUTLIERS = Page(
     title="Outliers",
     question="Which experts, activations and heads stand out?",
     views=(
+        BlockView(
+            name="outliers-missing",
+            title="What this store does not hold",
+            how="",
+            reads=(),
+            held=lambda store: not _has_maxima(store),
+            draw=_missing,
+            bare=True,
+        ),
         _verdict(
             "super-verdict",
             "Super experts",
             _super,
             outlier_finding,
             "Super experts cannot be told from this store.",
+            _has_maxima,
             ("definition",),
         ),
         _verdict(
@@ -158,6 +213,7 @@ OUTLIERS = Page(
             _sinks,
             massive_finding,
             "Massive activations cannot be told from this store.",
+            _has_maxima,
         ),
         _verdict(
             "sink-verdict",
@@ -165,6 +221,7 @@ OUTLIERS = Page(
             _sinks,
             sink_finding,
             "Attention sinks cannot be told from this store.",
+            _has_either,
         ),
         FigureView(
             name="super",
@@ -172,6 +229,7 @@ OUTLIERS = Page(
             how=f"{READ_SUPER.format(ratio=_RATIO)} A click selects the expert. All documents count, whatever the "
             "slice: maxima are kept over the whole capture.",
             reads=("definition",),
+            held=_has_maxima,
             controls=(_switch,),
             draw=_figure,
             click=_clicked,
@@ -184,6 +242,7 @@ OUTLIERS = Page(
             "own layer: so many times the median, and a robust z beyond what one normal distribution reaches in 1 "
             "layer of 100.",
             reads=(),
+            held=_has_maxima,
             width=5,
             draw=_rules,
         ),
@@ -194,6 +253,7 @@ OUTLIERS = Page(
             "reaches in 1 layer of 100 in the words above. The token is the one at which the maximum was written. A "
             "click selects the expert.",
             reads=("definition",),
+            held=_has_maxima,
             width=7,
             frame=_table,
             columns={
@@ -216,6 +276,7 @@ OUTLIERS = Page(
             "begins at what attending to all tokens alike would put there. Right: the largest value of the residual "
             "stream after each layer, on a logarithmic axis: massive activations form where it jumps and stays.",
             reads=(),
+            held=_has_either,
             draw=_heads,
         ),
         TableView(
@@ -224,6 +285,7 @@ OUTLIERS = Page(
             how="`× before` is against the layer before; the same token and channel layer after layer, and a jump by "
             "orders of magnitude, are what massive activations look like. A click finds the token in the texts.",
             reads=(),
+            held=_has_either,
             width=7,
             frame=_massive,
             columns={

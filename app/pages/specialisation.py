@@ -32,6 +32,7 @@ _MEASURES = {"npmi": "nPMI", "share": "Share of tokens"}
 _OF_TOKENS = {"classes": "Classes", "markers": "Markers", "tokens": "Frequent tokens"}
 _MOST_TOKENS = 12
 _SMALL, _MOST_LABELS = 1024, {True: 48, False: 12}  # maps of labels: of a small model a browser takes more
+_TALLEST = 720  # maps of a large model, one below the other, fill ten screens: they scroll in less than one
 _COMMON = (".", ",")  # markers that stand in nearly every corpus, for models that do not think aloud
 
 
@@ -182,6 +183,7 @@ SPECIALISATION = Page(
             draw=_labels,
             pick=_to_cell,
             marks=True,
+            tallest=_TALLEST,
         ),
         TableView(
             name="cells",
@@ -223,6 +225,7 @@ SPECIALISATION = Page(
             draw=_tokens,
             click=to_expert,
             marks=True,
+            tallest=_TALLEST,
         ),
         FigureView(
             name="vocabulary",

@@ -18,6 +18,8 @@ TITLE = 62
 """Pixels between rows of panels: two lines of title and the axis."""
 ROOM = 124
 """Characters of bold type across a window 1280 wide, over all panels of a row."""
+_TALL = 300
+"""Pixels of a panel above which each has numbers of its own at its axis: the lowest one's are out of sight."""
 PALE = 0.22
 """Opacity of cells that chance explains."""
 
@@ -80,6 +82,8 @@ def label_maps(
             figure.add_trace(trace, row=row + 1, col=column + 1)
     figure.update_xaxes(expert_axis(result, most=8, title={"text": ""}, tickangle=0))
     figure.update_yaxes(layer_axis(result, title={"text": ""}))
+    if panel > _TALL:
+        figure.update_xaxes(showticklabels=True)
     for column in range(1, wide + 1):
         lowest = rows if (rows - 1) * wide + column <= len(chosen) else rows - 1
         figure.update_xaxes(title_text="expert", showticklabels=True, row=lowest, col=column)

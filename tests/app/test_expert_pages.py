@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import typer
 from plotly.io.json import to_json_plotly
 from plotly.utils import PlotlyJSONEncoder
 
-from moescope import analysis
+from moescope import analysis, cli
 from moescope.app import book, drawing, navigation, panels
 from moescope.app.answers import Answers, Pending
 from moescope.app.jobs import Jobs
@@ -89,7 +90,7 @@ PLACES = {
 def test_every_panel_draws_or_says_why(desk, page, name):
     place = PLACES[name].go(page=page)
     silent: dict[str, str] = {}
-    for view in book.PAGES[page].shown(place):
+    for view in book.PAGES[page].shown(place, desk.scene(place).store):
         try:
             found = drawn(desk, view.name, place)
         except MoescopeError as reason:
@@ -104,6 +105,22 @@ def test_every_panel_draws_or_says_why(desk, page, name):
             assert len(found) or name == "never selected"
     assert all(why.endswith(".") for why in silent.values())
     assert not silent or name in ("no labels", "never selected")
+
+
+def test_what_a_store_without_outliers_lacks_is_said_once_with_the_capture_that_has_it(desk):
+    page = book.PAGES["outliers"]
+    shown = [view.name for view in page.shown(Place("outliers", "spoken"), desk.shelf.open("spoken").store)]
+    assert shown == ["outliers-missing", "elsewhere"]
+    said = text_of(drawn(desk, "outliers-missing", Place("outliers", "spoken")))
+    assert "cannot tell super experts, massive activations or attention sinks" in said
+    command = said[said.index("moescope capture") :].removesuffix(" Copy").split()
+    group = typer.main.get_command(cli.app)
+    options = group.get_command(typer.Context(group), "capture").make_context("capture", command[2:]).params
+    assert options["tier"] == ["routing", "outliers"]
+    assert options["label"] == ["domain"]
+    assert options["sinks"]
+    whole = [view.name for view in page.shown(Place("outliers", "made"), desk.shelf.open("made").store)]
+    assert whole == [view.name for view in page.views if view.name != "outliers-missing"]
 
 
 def test_panels_of_an_expert_come_with_it():

@@ -111,6 +111,15 @@ def test_an_expert_has_the_link_people_write():
     assert Place("expert", "demo", layer="L003-attention", expert=1).href == "/store/demo/L003-attention/E1"
 
 
+def test_columns_are_left_out_table_by_table():
+    here = Place("expert", "a").leaving_out("experts", ["ean", "reap"]).leaving_out("cells", ["p"])
+    assert here.href == "/store/a/expert?without=experts.ean,experts.reap,cells.p"
+    assert parse(here.href)[0].left_out("experts") == ["ean", "reap"]
+    assert here.left_out("expert") == []
+    assert here.leaving_out("experts", []).leaving_out("cells", []) == Place("expert", "a")
+    assert here.go(store="b").without == here.without
+
+
 def test_what_belonged_to_one_store_is_not_asked_of_another():
     here = Place("text", "a", layer="3", expert=1, doc=5, token=2, recipe="L1E2*3")
     assert here.go(store="b") == Place("text", "b", recipe="L1E2*3")

@@ -12,9 +12,11 @@ from dash import no_update
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moescope.app import book
 from moescope.app.answers import Answers
 from moescope.app.jobs import Jobs
-from moescope.app.tables import arranged, definitions, rows
+from moescope.app.place import Place
+from moescope.app.tables import arranged, definitions, known, rows
 from moescope.app.views import TableView
 from moescope.errors import MoescopeError
 
@@ -85,6 +87,14 @@ def test_columns_carry_their_heading_and_format():
     assert column["headerName"] == "a value"
     assert column["filter"] == "agNumberColumnFilter"
     assert ".2f" in column["valueFormatter"]["function"]
+
+
+def test_columns_left_out_are_of_tables_that_there_are():
+    good = ("experts.ean", "cells.p", "rows.of_any_question")
+    assert getattr(book.view("rows"), "columns", ()) is None
+    place, words = known(Place("expert", "a", without=(*good, "experts.klingon", "gone.p", "load.p", "experts", "")))
+    assert place.without == good
+    assert [word.split("'")[1] for word in words] == ["experts.klingon", "gone.p", "load.p", "experts", ""]
 
 
 def test_rows_that_were_forgotten_stay_open_and_are_never_none():

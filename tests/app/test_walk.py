@@ -237,6 +237,7 @@ def test_a_table_is_exported_as_it_is_shown(visitor):
     assert len(pd.read_parquet(io.BytesIO(caught.value.path().read_bytes()))) == len(rows)
     visitor.page.get_by_label("Choose columns of All experts").click()
     visitor.page.get_by_role("checkbox", name="EAN", exact=True).uncheck()
+    visitor.arrive("/store/demo/expert?without=experts.ean")
     headings = visitor.page.locator("#panel-experts .ag-header-cell-text")
     assert "EAN" not in headings.all_inner_texts()
     assert "REAP" in headings.all_inner_texts()
@@ -244,6 +245,40 @@ def test_a_table_is_exported_as_it_is_shown(visitor):
     with visitor.page.expect_download() as caught:
         table.click()
     assert list(pd.read_csv(io.BytesIO(caught.value.path().read_bytes()))) == [name for name in rows if name != "ean"]
+    visitor.well()
+
+
+def test_chosen_columns_are_in_the_address(visitor, chromium, served):
+    asked = []
+    visitor.go("/store/demo/specialisation?hide=kinds,vocabulary")
+    visitor.page.on("request", lambda request: "_dash-update" in request.url and asked.append(request.post_data))
+    visitor.page.get_by_label("Choose columns of Every expert and label").click()
+    headings = visitor.page.locator("#panel-cells .ag-header-cell-text")
+    whole = headings.all_inner_texts()
+    for name in ("Lift", "q"):
+        visitor.page.get_by_role("checkbox", name=name, exact=True).uncheck()
+        visitor.settle()
+    left = [name for name in whole if name not in ("Lift", "q")]
+    assert headings.all_inner_texts() == left
+    assert "without=cells.lift,cells.q" in visitor.href
+    # The address and what hangs on it are told; no panel is drawn again, and no row is asked for.
+    outputs = {json.loads(one)["output"] for one in asked}
+    assert outputs
+    assert not [one for one in outputs if any(part in one for part in ("figure", "columnDefs", "rowData", '"block"'))]
+    second = Visitor(chromium.new_context().new_page(), served).go(visitor.href)
+    shown = second.page.locator("#panel-cells .ag-header-cell-text")
+    assert shown.all_inner_texts() == left
+    second.page.context.close()
+    visitor.page.go_back()
+    visitor.page.wait_for_function(
+        "(count) => document.querySelectorAll('#panel-cells .ag-header-cell-text').length === count", arg=len(left) + 1
+    )
+    assert set(headings.all_inner_texts()) == {name for name in whole if name != "Lift"}
+    box = visitor.page.get_by_role("checkbox", name="q", exact=True)
+    assert box.is_checked() or box.count() == 0
+    visitor.go("/store/demo/specialisation?hide=kinds,vocabulary&without=cells.lift,cells.klingon,load.p")
+    assert "'cells.klingon', which no table has" in visitor.page.inner_text("main")
+    assert headings.all_inner_texts() == [name for name in whole if name != "Lift"]
     visitor.well()
 
 
