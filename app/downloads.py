@@ -14,7 +14,7 @@ from moescope.analysis.spreadsheets import as_csv
 from moescope.app import book
 from moescope.app.answers import Pending
 from moescope.app.drawing import figure_of
-from moescope.app.place import parse
+from moescope.app.place import Place, parse
 from moescope.app.scene import Desk
 from moescope.app.tables import rows_of
 from moescope.app.views import FigureView, TableView
@@ -32,7 +32,7 @@ def register(app: Dash, desk: Desk) -> None:
     def _file(name: str, kind: str) -> Response:
         place = parse(request.args.get("at", ""))[0]
         try:
-            return _made(desk, name, kind)
+            return _made(desk, place, name, kind)
         except Pending:
             return _said("This is still being computed; try again when the panel shows it.", 503)
         except StoreError as error:
@@ -45,9 +45,9 @@ def register(app: Dash, desk: Desk) -> None:
             return _said(f"The store {place.store!r} could not be read: {desk.shelf.without_root(str(error))}", 500)
 
 
-def _made(desk: Desk, name: str, kind: str) -> Response:
+def _made(desk: Desk, place: Place, name: str, kind: str) -> Response:
     view = book.view(name)
-    scene = desk.scene(parse(request.args.get("at", ""))[0], request.args.get("theme") == "dark")
+    scene = desk.scene(place, request.args.get("theme") == "dark")
     if kind == "html" and isinstance(view, FigureView):
         figure = figure_of(view, scene)
         if scene.dark:

@@ -14,7 +14,7 @@ from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, htm
 from moescope import figures
 from moescope.app import book
 from moescope.app.answers import PATIENCE, Pending
-from moescope.app.panels import MODEBAR, note, progress
+from moescope.app.panels import HIDDEN, MODEBAR, note, progress
 from moescope.app.place import parse
 from moescope.app.scene import Desk, Scene
 from moescope.app.views import BlockView, FigureView, Page, Partial, View
@@ -23,7 +23,6 @@ from moescope.errors import CancelledError, MoescopeError
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_HIDDEN = {"display": "none"}
 _SOONEST, _LATEST = 0.2, 1.0  # seconds between two questions of a panel that waits
 _AT_ONCE = 0.04  # seconds that a page may take over the blocks that it comes with
 
@@ -66,7 +65,7 @@ def register(app: Dash, desk: Desk) -> None:
         drawn, words = _drawn(view, desk, wanted, act, place, theme, job)
         words = once_more(desk, words, ticks)
         if drawn is None:
-            return no_update, _HIDDEN, no_update, *words
+            return no_update, HIDDEN, no_update, *words
         return drawn, _shown(drawn), _stop(view, drawn), *words
 
     @app.callback(

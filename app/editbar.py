@@ -10,13 +10,13 @@ from dash import Dash, Input, Output, State, html, no_update
 from moescope.app import recipes
 from moescope.app.aria import named
 from moescope.app.links import to
+from moescope.app.panels import HIDDEN, SHOWN
 from moescope.app.place import Place, parse
 from moescope.errors import MoescopeError
 
 STRENGTH = 64.0  # RICE's factor (arXiv 2505.14681), as `moescope steer` begins with
 _NUMBERS = {"scale": "factor", "merge": "other", "copy": "other", "top_k": "kept"}
 """The number that a kind of edit asks for."""
-_HIDDEN, _SHOWN = {"display": "none"}, {}
 
 
 def bar() -> Any:
@@ -44,7 +44,7 @@ def bar() -> Any:
                 ],
                 id="edit-adds",
                 className="edit-adds",
-                style=_HIDDEN,
+                style=HIDDEN,
             ),
             html.Span(id="edit-badge"),
         ],
@@ -68,11 +68,11 @@ def register(app: Dash) -> None:
         Input("edit-kind", "value"),
     )
     def _shown(place: Any, kind: str | None) -> Any:
-        boxes = [_SHOWN if _NUMBERS.get(str(kind)) == name else _HIDDEN for name in ("factor", "other", "kept")]
+        boxes = [SHOWN if _NUMBERS.get(str(kind)) == name else HIDDEN for name in ("factor", "other", "kept")]
         if not place or not place.get("store") or place.get("trouble"):
-            return _HIDDEN, "Edit", *boxes, None
+            return HIDDEN, "Edit", *boxes, None
         here = parse(place["href"])[0]
-        adds = _HIDDEN if here.expert_name is None else _SHOWN
+        adds = HIDDEN if here.expert_name is None else SHOWN
         of = f"layer {here.layer}" if kind == "top_k" else here.expert_name or ""
         return adds, f"Edit {of}", *boxes, badge(here)
 
@@ -111,7 +111,7 @@ def _number(name: str, label: str, value: float | None, low: int, high: float, *
         persistence_type="session",
         **named(label),
     )
-    return html.Div(field, id=f"edit-{name}-box", style=_HIDDEN)
+    return html.Div(field, id=f"edit-{name}-box", style=HIDDEN)
 
 
 def adding(here: Place, kind: str, number: Any) -> Place:

@@ -9,14 +9,14 @@ import numpy as np
 from dash import MATCH, Dash, Input, Output, State, dcc, html, no_update
 
 from moescope import analysis, figures
-from moescope.analysis.contexts import visible
 from moescope.app import recipes
 from moescope.app.answers import Pending
 from moescope.app.aria import named
 from moescope.app.bench import Answers, Question
 from moescope.app.jobs import Job
+from moescope.app.panels import HIDDEN, SHOWN
 from moescope.app.scene import Desk, Scene
-from moescope.app.tokens import spoken
+from moescope.app.tokens import spelled, spoken
 from moescope.errors import MoescopeError
 
 FAINT = 0.02  # of probability: smaller changes stay plain
@@ -48,7 +48,7 @@ def draw(scene: Scene) -> Any:
                         size="compact-xs",
                         variant="default",
                         n_clicks=0,
-                        style={"display": "none"} if job.over else {},
+                        style=HIDDEN if job.over else SHOWN,
                     ),
                 ],
                 className="lab-progress",
@@ -99,7 +99,7 @@ def register(app: Dash, desk: Desk) -> None:
         now = [over, job.state, job.what, job.done, sum(map(len, (job.partial or {}).values()))]
         if now == seen:
             return no_update, no_update, clock, no_update, no_update
-        return _progress(desk, job), _columns(asked, job), clock, {"display": "none"} if over else {}, now
+        return _progress(desk, job), _columns(asked, job), clock, HIDDEN if over else SHOWN, now
 
 
 def run(scene: Scene) -> tuple[Question, Job]:
@@ -143,7 +143,7 @@ def moved(scene: Scene) -> Any:
 def tokens(scene: Scene) -> Any:
     """Every token of every answer, with both probabilities."""
     frame = analysis.table(compared(scene), ["answer", "place"])
-    seen = {name: [visible(str(text)) for text in frame[name]] for name in ("text", "plain_says", "edited_says")}
+    seen = {name: [spelled(str(text)) for text in frame[name]] for name in ("text", "plain_says", "edited_says")}
     return frame.assign(**seen)[frame["plain"].notna()].reset_index(drop=True)
 
 

@@ -13,13 +13,11 @@ from moescope.app.aria import named
 from moescope.app.bench import Choice, new_folder
 from moescope.app.expert_words import worded
 from moescope.app.jobs import Job
-from moescope.app.panels import note
+from moescope.app.panels import HIDDEN, SHOWN, note
 from moescope.app.place import Place, parse
 from moescope.app.scene import Desk, Scene
 from moescope.edits import Recipe
 from moescope.errors import MoescopeError
-
-_HIDDEN, _SHOWN = {"display": "none"}, {}
 
 
 def draw(scene: Scene) -> Any:
@@ -66,7 +64,7 @@ def draw(scene: Scene) -> Any:
                 size="compact-xs",
                 variant="default",
                 n_clicks=0,
-                style=_HIDDEN if over else _SHOWN,
+                style=HIDDEN if over else SHOWN,
             ),
         ],
         className="checkpoint",
@@ -115,12 +113,12 @@ def register(app: Dash, desk: Desk) -> None:
     def _polled(ticks: Any, cancels: Any) -> Any:
         job = desk.bench.writing
         if job is None:
-            return no_update, 0, _HIDDEN
+            return no_update, 0, HIDDEN
         if ctx.triggered_id == "write-cancel" and cancels:
             job.cancel()
         over = job.over
         # Asks once more, and not before this is answered: see `labanswers`.
-        return _told(desk, job), 0 if over else (ticks or 0) + 1, _HIDDEN if over else _SHOWN
+        return _told(desk, job), 0 if over else (ticks or 0) + 1, HIDDEN if over else SHOWN
 
 
 def words(desk: Desk, here: Place, name: str) -> str:

@@ -14,6 +14,8 @@ from moescope.app.views import BlockView, FigureView, Page, TableView, View
 
 MODEBAR = {"bgcolor": "rgba(0,0,0,0)", "color": "#8b919a", "activecolor": "#3f84c9"}
 """Colours of a figure's buttons, on either page."""
+HIDDEN, SHOWN = {"display": "none"}, {}
+"""Styles of a part that is there, and seen only at times."""
 
 
 def part(kind: str, view: View) -> dict[str, str]:
@@ -120,7 +122,7 @@ def _graph(view: FigureView) -> Any:
     return dcc.Graph(
         id=part("graph", view),
         config=plot_config(lasso=view.select is not None),
-        style={"display": "none"},
+        style=HIDDEN,
     )
 
 

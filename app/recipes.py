@@ -12,10 +12,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from moescope.app.place import longest
 from moescope.edits import Demote, Mask, Merge, Promote, Prune, Recipe, Route, Scale, Zero
 from moescope.errors import MoescopeError
 
-LONGEST = 8_000  # characters: what a field of an address may have
 KINDS = {
     "scale": "scale by",
     "mask": "mask",
@@ -69,7 +69,7 @@ def written(recipe: Recipe) -> str:
         MoescopeError: an edit that the text has no words for, or too many of them.
     """
     text = ",".join(_part(edit, number) for number, edit in enumerate(recipe.edits, 1))
-    if len(text) > LONGEST:
+    if len(text) > longest():
         raise MoescopeError(
             f"This recipe has {len(recipe.edits)} edits, too many for an address; use `moescope generate --recipe`."
         )

@@ -14,7 +14,7 @@ from moescope.analysis.labelled import layer_name
 from moescope.app import book
 from moescope.app.answers import PATIENCE, Pending
 from moescope.app.drawing import asked, cancelled, guarded, once_more, pressed, said
-from moescope.app.panels import note
+from moescope.app.panels import HIDDEN, note
 from moescope.app.place import Place, parse, short
 from moescope.app.scene import Desk, Scene
 from moescope.app.views import TableView
@@ -40,14 +40,14 @@ def register(app: Dash, desk: Desk) -> None:
     def _columns(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
         view = book.view(name["view"])
         if not isinstance(view, TableView) or not wanted or not place or place.get("trouble"):
-            return [[], {"display": "none"}, *once_more(desk, [None, True, None], ticks)]
+            return [[], HIDDEN, *once_more(desk, [None, True, None], ticks)]
         if cancelled(desk, act, job):
             words = [note("Cancelled.", retry=view), True, None]
-            return [no_update, {"display": "none"}, *once_more(desk, words, ticks)]
+            return [no_update, HIDDEN, *once_more(desk, words, ticks)]
         found, words = guarded(view, desk, lambda: frame(view, place))
         words = once_more(desk, words, ticks)
         if found is None:
-            return [no_update, {"display": "none"}, *words]
+            return [no_update, HIDDEN, *words]
         left_out = parse(place["href"])[0].left_out(view.name)
         return [definitions(view, found, left_out), {"height": f"{view.height}px", "width": "100%"}, *words]
 

@@ -11,7 +11,7 @@ from moescope import figures
 from moescope.analysis import expert_summary
 from moescope.analysis.cards import absent, neighbours, parsed
 from moescope.analysis.contents import contents_of
-from moescope.analysis.contexts import Example, examples, top_tokens, visible
+from moescope.analysis.contexts import Example, examples, top_tokens
 from moescope.analysis.counts import labelling
 from moescope.analysis.effect_summary import effect_finding
 from moescope.analysis.labelled import table
@@ -23,6 +23,7 @@ from moescope.app.links import goes, to
 from moescope.app.place import Place, coerced
 from moescope.app.scene import Scene
 from moescope.app.steps import stepped
+from moescope.app.tokens import spelled
 from moescope.app.views import BlockView, FigureView, Page, Partial, TableView, to_texts
 from moescope.figures.beside import READ as READ_BESIDE
 from moescope.figures.preferences import READ as READ_LABELS
@@ -153,7 +154,7 @@ def _tokens(scene: Scene) -> pd.DataFrame:
     )
     columns = ("token", "active", "occurrences", "expected", "npmi", "token_id", "text")
     rows = [
-        (visible(one.text), one.active, one.occurrences, one.expected, one.npmi, one.token_id, one.text)
+        (spelled(one.text), one.active, one.occurrences, one.expected, one.npmi, one.token_id, one.text)
         for one in found[expert]
     ]
     return pd.DataFrame(rows, columns=list(columns))

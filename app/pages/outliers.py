@@ -10,7 +10,7 @@ import xarray as xr
 from dash import html
 
 from moescope import figures
-from moescope.analysis.contexts import text_of_token, visible
+from moescope.analysis.contexts import text_of_token
 from moescope.analysis.labelled import expert_name, table
 from moescope.analysis.outlier_summary import Rule, massive_finding, rule_of, sink_finding
 from moescope.analysis.summary import Finding, outlier_finding
@@ -20,6 +20,7 @@ from moescope.app.linestocopy import copied
 from moescope.app.links import to
 from moescope.app.place import Place
 from moescope.app.scene import Scene
+from moescope.app.tokens import spelled
 from moescope.app.views import BlockView, FigureView, Page, TableView, to_expert, to_texts
 from moescope.errors import MoescopeError
 from moescope.figures.outliers import READ as READ_SUPER
@@ -97,7 +98,7 @@ def _heads(scene: Scene) -> Any:
 def _table(scene: Scene) -> pd.DataFrame:
     frame = table(_super(scene))
     vocabulary = scene.store.vocabulary()
-    frame["token"] = [visible(text_of_token(vocabulary, int(one))) if one >= 0 else "" for one in frame["token_id"]]
+    frame["token"] = [spelled(text_of_token(vocabulary, int(one))) if one >= 0 else "" for one in frame["token_id"]]
     frame["super"] = ["yes" if holds else "" for holds in frame["super"]]
     return _known(frame)
 
@@ -106,7 +107,7 @@ def _massive(scene: Scene) -> pd.DataFrame:
     frame = table(_sinks(scene), ["layer"])
     vocabulary = scene.store.vocabulary()
     frame["text"] = [text_of_token(vocabulary, int(one)) if one >= 0 else "" for one in frame["token_id"]]
-    frame["token"] = [visible(text) for text in frame["text"]]
+    frame["token"] = [spelled(text) for text in frame["text"]]
     return _known(frame)
 
 

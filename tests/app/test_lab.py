@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import moescope as ms
 from moescope.app import labanswers, labcheckpoint, labform, labrecipe, recipefiles, recipes
@@ -319,6 +320,17 @@ def test_a_generation_on_its_way_is_pending_and_a_forgotten_one_is_said(desk, mo
         job = Jobs().start("x", lambda job: None)
         bench.keep(Question(Choice(MODEL), str(number)), job)
     assert [asked.prompt for asked, _ in bench.runs.values()] == [str(n) for n in range(10, 50)]
+
+
+def test_a_generated_token_does_not_turn_its_table_around(desk, monkeypatch):
+    says = {
+        name: (("answer", "place"), [["safe \u202e", "\u200b\n"]]) for name in ("text", "plain_says", "edited_says")
+    }
+    found = xr.Dataset({**says, "plain": (("answer", "place"), [[0.5, 0.5]])}, {"answer": ["plain"]})
+    monkeypatch.setattr(labanswers, "compared", lambda scene: found)
+    frame = labanswers.tokens(desk.scene(HERE))
+    for name in says:
+        assert frame[name].tolist() == ["safe␣⟨U+202E⟩", "⟨U+200B⟩⏎"]
 
 
 @pytest.mark.parametrize(

@@ -216,3 +216,14 @@ def test_a_store_without_a_shard_yet_says_so(tmp_path):
             except MoescopeError as reason:
                 broken[view.name] = str(reason)
     assert not [why for why in broken.values() if " failed: " in why]
+
+
+def test_a_token_in_a_table_does_not_turn_what_stands_around_it(tmp_path):
+    truth = random_truth(np.random.default_rng(0), 12, [4, 4], [2, 2], longest=60)
+    words = {token: f"\u202e\u200b{token}\n" for token in range(20)}
+    write(tmp_path / "turned", truth, [4, 4], {}, vocabulary=words)
+    table = finished(made_desk(tmp_path), book.view("expert-tokens"), Place("expert", "turned", layer="0", expert=1))
+    assert len(table)
+    for token, text, number in zip(table["token"], table["text"], table["token_id"], strict=True):
+        assert text == words[number]  # as it is, for the search that a click begins
+        assert token == f"⟨U+202E⟩⟨U+200B⟩{number}⏎"
