@@ -81,6 +81,18 @@ def result_with(scene: Scene, value: str) -> xr.Dataset:
     return result
 
 
+def known_label(result: xr.Dataset, scene: Scene) -> str | None:
+    """The selected value of the label, None if none is.
+
+    Raises:
+        MoescopeError: the result counts no document that has it.
+    """
+    label = scene.place.label
+    if label is not None and label not in result["label"].values:
+        raise MoescopeError(f"No document that counts here has the {scene.by} {label!r}.")
+    return label
+
+
 def atlas_of(scene: Scene) -> xr.Dataset:
     """The atlas, after the quicker answers.
 
@@ -98,7 +110,7 @@ def results_of_expert(scene: Scene, tells: Sequence[tuple[str, Says]]) -> tuple[
     waits: Pending | None = None
     for question, say in tells:
         try:
-            found.append(_of_all(say(result_of(scene, question), *chosen), question, scene.place))
+            found.append(of_all(say(result_of(scene, question), *chosen), question, scene.place))
         except Pending as pending:
             waits = waits or pending
         except MoescopeError as reason:
@@ -111,12 +123,12 @@ def unselected(question: str, place: Place) -> str:
     narrowed = place.slice is not None or place.label is not None
     if question == "margins" and narrowed:
         return "of all documents, whichever are selected"
-    if question == "super_experts" and (narrowed or place.phase is not None):
+    if question in ("super_experts", "attention_sinks") and (narrowed or place.phase is not None):
         return "of the whole capture, whatever is selected"
     return ""
 
 
-def _of_all(finding: Finding, question: str, place: Place) -> Finding:
+def of_all(finding: Finding, question: str, place: Place) -> Finding:
     """The finding, with a word of what is selected and does not count in it."""
     words = unselected(question, place)
     return replace(finding, detail=f"{finding.detail} {words.capitalize()}.") if words else finding

@@ -15,7 +15,7 @@ from moescope.analysis.labelled import expert_name, table
 from moescope.analysis.outlier_summary import Rule, massive_finding, rule_of, sink_finding
 from moescope.analysis.summary import Finding, outlier_finding
 from moescope.app import controls
-from moescope.app.expert_words import found_of
+from moescope.app.expert_words import found_of, of_all
 from moescope.app.linestocopy import copied
 from moescope.app.links import to
 from moescope.app.place import Place
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _RATIO = 10
 """Times its layer's median, the default of `analysis.super_experts`."""
+_SELECTION = ("label", "phase", "slices", "slice")  # followed by words that say that none of it counts here
 
 
 def _super(scene: Scene, definition: str | None = None) -> xr.Dataset:
@@ -42,9 +43,10 @@ def _super(scene: Scene, definition: str | None = None) -> xr.Dataset:
 def _card(ask: Callable[[Scene], xr.Dataset], say: Callable[[xr.Dataset], Finding], empty: str) -> Any:
     def draw(scene: Scene) -> Any:
         try:
-            return found_of(say(ask(scene)), scene)
+            found = say(ask(scene))
         except MoescopeError as reason:
             return found_of(Finding("", empty, str(reason), None), scene)
+        return found_of(of_all(found, found.analysis, scene.place), scene)
 
     return draw
 
@@ -181,7 +183,7 @@ def _missing(scene: Scene) -> Any:
 def _verdict(
     name: str, title: str, ask: Any, say: Any, empty: str, held: Callable[[Store], bool], reads: tuple[str, ...] = ()
 ) -> BlockView:
-    draw = _card(ask, say, empty)
+    draw, reads = _card(ask, say, empty), (*reads, *_SELECTION)
     return BlockView(name=name, title=title, how="", reads=reads, held=held, width=4, draw=draw, bare=True)
 
 

@@ -12,7 +12,15 @@ from moescope import figures
 from moescope.analysis import expert_summary, summary
 from moescope.analysis.facts import model_facts
 from moescope.app import controls
-from moescope.app.expert_words import found_of, listed, result_of, result_with, results_of_expert
+from moescope.app.expert_words import (
+    found_of,
+    known_label,
+    listed,
+    of_all,
+    result_of,
+    result_with,
+    results_of_expert,
+)
 from moescope.app.links import to
 from moescope.app.scene import Scene
 from moescope.app.views import BlockView, FigureView, Page, Partial, to_expert
@@ -75,24 +83,18 @@ def _grid(scene: Scene) -> Any:
     if value not in _CELLS:
         raise MoescopeError(f"A cell shows one of {', '.join(_CELLS)}, not {value!r}.")
     result = result_with(scene, value)
-    if value == "npmi" and scene.place.label is not None:
-        result = _of_label(result, scene)
+    if value == "npmi" and (label := known_label(result, scene)) is not None:
+        result = result.sel(label=[label])
     return figures.layer_expert_grid(result, value)
 
 
-def _of_label(result: xr.Dataset, scene: Scene) -> xr.Dataset:
-    if scene.place.label not in result["label"].values:
-        raise MoescopeError(f"No document that counts here has the {scene.by} {scene.place.label!r}.")
-    return result.sel(label=[scene.place.label])
-
-
-def _finding(question: str, say: Callable[[xr.Dataset], summary.Finding]) -> Callable[[Scene], Any]:
+def _finding(question: str, say: Callable[[xr.Dataset, Scene], summary.Finding]) -> Callable[[Scene], Any]:
     def draw(scene: Scene) -> Any:
         try:
-            found = say(result_of(scene, question))
+            found = say(result_of(scene, question), scene)
         except MoescopeError as reason:
             return found_of(summary.Finding(question, _CANNOT[question], str(reason), None), scene)
-        return found_of(found, scene)
+        return found_of(of_all(found, question, scene.place), scene)
 
     return draw
 
@@ -141,6 +143,10 @@ _HOW = "Each cell is one expert of one layer; a click selects it.\n" + "\n".join
 )
 
 
+def _specialised(result: xr.Dataset, scene: Scene) -> summary.Finding:
+    return summary.specialisation_finding(result, label=known_label(result, scene))
+
+
 def _headline(name: str, title: str, question: str, say: Callable[..., summary.Finding], reads: Any) -> BlockView:
     draw = _finding(question, say)
     return BlockView(name=name, title=title, how="", reads=reads, width=4, draw=draw, bare=True)
@@ -152,9 +158,11 @@ OVERVIEW = Page(
     question="What is this model doing with its experts?",
     views=(
         BlockView(name="facts", title="Model and capture", how="", reads=_FILTERS, draw=_facts, bare=True),
-        _headline("even", "How even the work is", "load", summary.balance_finding, _FILTERS),
-        _headline("specialised", "Who specialises", "npmi", summary.specialisation_finding, _FILTERS),
-        _headline("outlying", "Outlier experts", "super_experts", summary.outlier_finding, _FILTERS),
+        _headline("even", "How even the work is", "load", lambda result, _: summary.balance_finding(result), _FILTERS),
+        _headline("specialised", "Who specialises", "npmi", _specialised, _FILTERS),
+        _headline(
+            "outlying", "Outlier experts", "super_experts", lambda result, _: summary.outlier_finding(result), _FILTERS
+        ),
         FigureView(
             name="grid",
             title="Every expert",

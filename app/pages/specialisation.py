@@ -12,7 +12,7 @@ from moescope.analysis.markers import occurring
 from moescope.analysis.standing import beyond_chance
 from moescope.analysis.summary import floor_words, specialisation_finding
 from moescope.app import controls
-from moescope.app.expert_words import found_of, where_of
+from moescope.app.expert_words import found_of, known_label, where_of
 from moescope.app.links import to
 from moescope.app.place import Place
 from moescope.app.scene import Scene
@@ -73,7 +73,10 @@ def _beyond(scene: Scene) -> Any:
         ],
         className="panel finding counted",
     )
-    return html.Div([counts, found_of(specialisation_finding(result), scene)], className="two-findings")
+    return html.Div(
+        [counts, found_of(specialisation_finding(result, label=known_label(result, scene)), scene)],
+        className="two-findings",
+    )
 
 
 def _labels(scene: Scene) -> Any:
@@ -101,12 +104,8 @@ def _cells(scene: Scene) -> pd.DataFrame:
     frame = scene.compute(
         ("cells", scene.by, str(scene.where), scene.place.phase), "listing the cells", lambda: table(found)
     )
-    label = scene.place.label
-    if label is None:
-        return frame
-    if label not in found["label"].values:
-        raise MoescopeError(f"No document that counts here has the {scene.by} {label!r}.")
-    return frame[frame["label"] == label]
+    label = known_label(found, scene)
+    return frame if label is None else frame[frame["label"] == label]
 
 
 def _of_tokens(scene: Scene) -> xr.Dataset:

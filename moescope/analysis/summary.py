@@ -96,8 +96,14 @@ _CANNOT = {
 }
 
 
-def specialisation_finding(result: xr.Dataset, level: float = LEVEL) -> Finding:
-    """The strongest specialisation that stands against its null, and how many others do (from `analysis.npmi`)."""
+def specialisation_finding(result: xr.Dataset, level: float = LEVEL, label: str | None = None) -> Finding:
+    """The strongest specialisation that stands against its null, and how many others do (from `analysis.npmi`).
+
+    Args:
+        result: from `analysis.npmi`.
+        level: the false discovery rate, over the cells of all labels.
+        label: one of the result's labels, to tell of it alone; None: of all.
+    """
     labels = [str(name) for name in result["label"].values]
     by = str(result.attrs["by"])
     if len(labels) < 2:
@@ -107,6 +113,9 @@ def specialisation_finding(result: xr.Dataset, level: float = LEVEL) -> Finding:
             f"Every document with a {by} has the value “{labels[0]}”: specialisation needs two or more.",
             None,
         )
+    what, any_of = (f"a {by}", f"at least one {by}") if label is None else (f"“{label}”", f"“{label}”")
+    if label is not None:
+        result = result.sel(label=[label])
     q = result["q"].values
     stands = (q <= level) & (result["npmi"].values > 0)
     if not stands.any():
@@ -119,9 +128,9 @@ def specialisation_finding(result: xr.Dataset, level: float = LEVEL) -> Finding:
         )
         floor = floor_words(result)
         headline = (
-            f"Too few permutations to tell who specialises in a {by}."
+            f"Too few permutations to tell who specialises in {what}."
             if floor
-            else f"No expert specialises in a {by} more than chance explains."
+            else f"No expert specialises in {what} more than chance explains."
         )
         detail = (
             f"None of {int(np.isfinite(q).sum())} tests reaches q ≤ {level:g} against {result.attrs['permutations']} "
@@ -135,7 +144,7 @@ def specialisation_finding(result: xr.Dataset, level: float = LEVEL) -> Finding:
         f"nPMI {best['npmi']:.2f}, where dealing the labels anew over documents reaches {best['null_p99']:.2f} once in "
         f"a hundred times; q = {_small(best['q'])}. It is active at {best['p_active']:.0%} of {best['label']} tokens, "
         f"{best['lift']:.1f} times its share of all tokens. "
-        f"{experts} of {selected} experts prefer at least one {by} at q ≤ {level:g}."
+        f"{experts} of {selected} experts prefer {any_of} at q ≤ {level:g}."
     )
     headline = (
         f"In layer {layer_name(best['layer'], best['site'])}, expert {best['expert']} fires for “{best['label']}” "

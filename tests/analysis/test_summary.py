@@ -66,3 +66,19 @@ def test_every_cell_undefined():
     told = specialisation_finding(result)
     assert told.holds is False
     assert told.values == {}
+
+
+def test_one_label_is_told_of_alone():
+    rng = np.random.default_rng(0)
+    labels = ["a", "b", "c"] * 20
+    counts = rng.poisson(20, (60, 1, 4)).astype(float)
+    counts[0::3, 0, 1] += 60  # the strongest
+    counts[1::3, 0, 2] += 20
+    result = analysis.npmi_from_documents(counts, counts.sum(axis=2)[:, 0], labels, permutations=200)
+    assert "expert 1 fires for “a”" in specialisation_finding(result).headline
+    told = specialisation_finding(result, label="b")
+    assert told.holds
+    assert "expert 2 fires for “b”" in told.headline
+    mine = result.sel(label="b")
+    stands = int(((mine["q"] <= 0.05) & (mine["npmi"] > 0)).sum())
+    assert f"{stands} of 4 experts prefer “b”" in told.detail

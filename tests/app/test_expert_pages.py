@@ -242,9 +242,24 @@ def test_points_travel_as_lists(desk):
 def test_what_follows_no_selection_is_told_whatever_is_selected(desk):
     nowhere = Place("overview", "made", label="law", slices="s~domain:x", slice="s")
     everywhere = drawn(desk, "outlying", Place("overview", "made"))
-    assert text_of(drawn(desk, "outlying", nowhere)) == text_of(everywhere)
+    said = " Of the whole capture, whatever is selected."
+    assert text_of(drawn(desk, "outlying", nowhere)) == text_of(everywhere) + said
+    verdict = text_of(drawn(desk, "super-verdict", Place("outliers", "made")))
+    assert text_of(drawn(desk, "super-verdict", Place("outliers", "made", phase="prefill"))) == verdict + said
+    assert {"label", "phase", "slice"} <= set(book.view("super-verdict").reads)
     with pytest.raises(MoescopeError, match="has no document"):
         drawn(desk, "grid", nowhere)
+
+
+def test_who_specialises_is_of_the_selected_value(desk):
+    assert "klingon" in text_of(drawn(desk, "specialised", Place("overview", "made", label="klingon")))
+    there = analysis.npmi(desk.shelf.open("made").store, by="domain")
+    for label in ("law", HOSTILE):
+        told = text_of(drawn(desk, "specialised", Place("overview", "made", label=label)))
+        values = there["npmi"].where(there["q"] <= 0.05).sel(label=label)
+        best = values.argmax(["layer", "expert"])
+        assert values.max() > 0
+        assert f"expert {int(best['expert'])} fires for “{label}”" in told
 
 
 def test_what_is_not_of_the_slice_says_so(desk):

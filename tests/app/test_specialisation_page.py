@@ -11,7 +11,7 @@ from moescope.analysis.standing import beyond_chance
 from moescope.app.pages.specialisation import SPECIALISATION, markers_of
 from moescope.app.place import parse
 from moescope.errors import MoescopeError
-from tests.app.made_desk import drawn, made_desk, made_shelf, words
+from tests.app.made_desk import DOMAIN, drawn, made_desk, made_shelf, words
 
 VIEWS = {view.name: view for view in SPECIALISATION.views}
 
@@ -91,3 +91,13 @@ def test_tokens_count_in_the_documents_of_the_label_alone(desk):
     alone = analysis.npmi_markers(store, ["w1", "w2"], where={"domain": "code"})
     at = np.array([trace.customdata[..., 6] for trace in figure.data[1::2]], dtype=float)
     np.testing.assert_array_equal(np.moveaxis(at, 0, -1), alone["count"].values.astype(float))
+
+
+def test_the_finding_is_of_the_selected_value(desk):
+    labels = {label: words(drawn(desk, VIEWS["beyond"], f"/store/a/specialisation?label={label}")) for label in DOMAIN}
+    assert "expert 3 fires for “code”" in labels["code"]
+    for label in ("math", "prose"):
+        assert "“code”" not in labels[label]
+        assert f"“{label}”" in labels[label]
+    with pytest.raises(MoescopeError, match="'klingon'"):
+        drawn(desk, VIEWS["beyond"], "/store/a/specialisation?label=klingon")
