@@ -54,9 +54,7 @@ def register(app: Dash, desk: Desk) -> None:
         now["notes"] = list(notes)
         if now == before:
             raise PreventUpdate
-        parts = ("page", "store", "trouble", "views", "names") + (() if here.page != "shelf" else ("version",))
-        same = before is not None and all(now.get(part) == before.get(part) for part in parts)
-        page = no_update if same else shell.page(desk, here, now)
+        page = no_update if before is not None and same_page(now, before) else shell.page(desk, here, now)
         names = [{"value": name, "label": name} for name in now["names"]]
         said = [note(line) for line in notes]
         return now, page, shell.menu(here), said, names, here.store, _frame(here)
@@ -188,7 +186,9 @@ def state(desk: Desk, here: Place) -> dict[str, Any]:
         scene = desk.scene(here)
         shown = book.PAGES[here.page].shown(here, scene.store) if here.page in book.PAGES else []
         now["views"] = [view.name for view in shown]
-        now |= {"version": scene.opened.version, "layers": scene.layers, "status": scene.store.status}
+        manifest = scene.store.manifest
+        now |= {"version": scene.opened.version, "layers": scene.layers, "status": manifest.status}
+        now["capture"] = manifest.store_id
         with suppress(Pending):  # other work is before it in the line: the next look at the store has them
             now["choices"] = _choices(scene)
         if here.other is not None:
@@ -198,6 +198,16 @@ def state(desk: Desk, here: Place) -> dict[str, Any]:
     except OSError as error:
         now["trouble"] = f"The store {here.store!r} cannot be read: {error.strerror}."
     return now
+
+
+def same_page(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether the page stands as it is, and only its panels may change: of one page of one capture.
+
+    The shelf and the choice of a second store also show which stores there are.
+    """
+    parts = ["page", "store", "trouble", "views", "capture"]
+    parts += {"shelf": ["names", "version"], "compare": ["names"]}.get(now["page"], [])
+    return all(now.get(part) == before.get(part) for part in parts)
 
 
 def _unfinished(now: dict[str, Any]) -> list[str]:
