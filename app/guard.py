@@ -48,6 +48,10 @@ def protect(app: Dash, token: str | None) -> None:
         origin = request.headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc != request.host:
             return "Another page has sent this request.", 403
+        # With an image or a script of another page no origin comes; a notebook's frame navigates.
+        site, mode = (request.headers.get(f"Sec-Fetch-{part}") for part in ("Site", "Mode"))
+        if site == "cross-site" and mode != "navigate":
+            return "Another page has sent this request.", 403
         if token is None:
             return None
         given = request.args.get("token")

@@ -45,6 +45,21 @@ def test_another_pages_request_is_refused(local):
     assert local.post("/_dash-update-component", **body).status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("site", "mode", "status"),
+    [
+        ("cross-site", "no-cors", 403),  # an image of another page
+        ("cross-site", "cors", 403),
+        ("cross-site", "navigate", 200),  # a link to the app, and a notebook's frame
+        ("same-origin", "cors", 200),
+        ("none", "navigate", 200),
+    ],
+)
+def test_what_another_page_loads_is_refused_and_what_goes_here_is_answered(local, site, mode, status):
+    headers = {"Host": "127.0.0.1:8050", "Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}
+    assert local.get("/", headers=headers).status_code == status
+
+
 def test_a_page_may_load_nothing_from_elsewhere_and_run_no_script_of_its_text(local):
     answer = local.get("/", headers={"Host": "localhost"})
     policy = dict(part.strip().split(" ", 1) for part in answer.headers["Content-Security-Policy"].split(";"))
