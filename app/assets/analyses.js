@@ -22,10 +22,14 @@ window.dash_clientside = window.dash_clientside || {};
   };
   document.addEventListener("click", function (event) {
     const button = event.target.closest("[data-copy]");
-    if (!button || !navigator.clipboard) return;
+    if (!button) return;
+    if (!navigator.clipboard) { // over plain HTTP from another machine: the person copies it
+      window.getSelection().selectAllChildren(button.parentElement.querySelector("code"));
+      return;
+    }
     navigator.clipboard.writeText(button.dataset.copy).then(function () {
       const label = button.querySelector(".mantine-Button-label") || button;
-      const said = label.textContent;
+      const said = (label.dataset.said ??= label.textContent);
       label.textContent = "Copied";
       window.setTimeout(() => { label.textContent = said; }, 1200);
     });

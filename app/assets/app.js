@@ -4,11 +4,12 @@ window.dash_clientside = window.dash_clientside || {};
   "use strict";
   const same = () => window.dash_clientside.no_update;
 
-  /* Leads to an address of this app without loading the page again, as its links do. */
+  /* Leads to an address of this app without loading the page again, as its links do; another page begins at its top. */
   function go(href) {
+    const before = window.location.pathname;
     window.history.pushState({}, "", href);
     window.dispatchEvent(new CustomEvent("_dashprivate_pushstate"));
-    window.scrollTo(0, 0);
+    if (window.location.pathname !== before) window.scrollTo(0, 0);
   }
   const tell = (id, value) => window.dash_clientside.set_props(id, { data: { ...value, at: Date.now() } });
   const layoutChanged = () => window.setTimeout(() => window.dispatchEvent(new Event("resize")), 30);
@@ -135,6 +136,22 @@ window.dash_clientside = window.dash_clientside || {};
     }));
   }, true);
 
+  /* Saves a file of the app; where there is none, its reason is shown on the page. */
+  async function save(href) {
+    const answer = await window.fetch(href).catch(() => null);
+    if (answer && answer.ok) {
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(await answer.blob());
+      link.download = href.slice("/file/".length, href.indexOf("?"));
+      link.click();
+      window.setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+    } else {
+      const props = { title: "The file was not saved", color: "red", withCloseButton: true,
+        children: answer ? await answer.text() : "The app does not answer." };
+      window.dash_clientside.set_props("alarm", { children: { namespace: "dash_mantine_components", type: "Alert", props } });
+    }
+  }
+
   /* Buttons of panels: data-act says what, data-view where; anything with data-go is a link within the app. */
   function act(button) {
     const view = button.dataset.view;
@@ -149,7 +166,7 @@ window.dash_clientside = window.dash_clientside || {};
         tell("key", { do: "full", view });
         break;
       case "save":
-        window.location.assign(`/file/${view}.html?at=${at}&theme=${theme}`);
+        save(`/file/${view}.html?at=${at}&theme=${theme}`);
         break;
       case "csv":
       case "parquet": {
@@ -159,7 +176,7 @@ window.dash_clientside = window.dash_clientside || {};
           ? encodeURIComponent(JSON.stringify(api.getColumnState().filter((c) => c.sort).sort((a, b) => a.sortIndex - b.sortIndex)
               .map((c) => ({ colId: c.colId, sort: c.sort }))))
           : "";
-        window.location.assign(`/file/${view}.${button.dataset.act}?at=${at}&filter=${filter}&sort=${sort}`);
+        save(`/file/${view}.${button.dataset.act}?at=${at}&filter=${filter}&sort=${sort}`);
         break;
       }
     }
@@ -189,17 +206,17 @@ window.dash_clientside = window.dash_clientside || {};
   document.addEventListener("click", function (event) {
     document.querySelectorAll("details.how-to-read[open]").forEach((how) => { if (!how.contains(event.target)) how.open = false; });
     const link = event.target.closest("[data-go]");
-    if (link && !event.ctrlKey && !event.metaKey) { event.preventDefault(); follow(link); return; }
+    if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) { event.preventDefault(); follow(link); return; }
     const button = event.target.closest("[data-act]");
     if (button) act(button);
   });
 
   document.addEventListener("keydown", function (event) {
     const target = event.target;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.key === "Shift") return;
     /* What stands in the box now: the server may hear of the last letters only after Enter. */
     if (event.key === "Enter" && target.id === "search") { tell("seek", { text: target.value }); target.blur(); return; }
-    if (event.key === "Enter" && target.dataset && target.dataset.go) { event.preventDefault(); follow(target); return; }
-    if (event.ctrlKey || event.metaKey || event.altKey || event.key === "Shift") return;
+    if (event.key === "Enter" && !event.shiftKey && target.dataset && target.dataset.go) { event.preventDefault(); follow(target); return; }
     if (event.key === "Escape" && document.body.classList.contains("has-full") && !document.querySelector(".mantine-Modal-content")) {
       tell("key", { do: "full", view: "" });
       return;
