@@ -38,7 +38,8 @@ def answers_apart(
 
     How to read it: `change` above 0 means that the edited model finds this token likelier than the plain one does after
     the same text. `changed` is the share of the plain model's selections that the edited model does not make
-    at the same token; routing that no longer depends on the token at all would reach `control_changed`.
+    at the same token, or makes with weight 0; routing that no longer depends on the token at all would reach
+    `control_changed`.
 
     Args:
         model: a model with a tokenizer, not edited now.
@@ -120,7 +121,7 @@ def _of_answer(
 
 
 def _read(model: Model, ids: torch.Tensor, recipe: Recipe | None) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
-    """Log probabilities [S, V] of what follows each token, and each site's selections [S, E]."""
+    """Log probabilities [S, V] of what follows each token, and which of each site's experts it counts [S, E]."""
     with (
         torch.no_grad(),
         nullcontext() if recipe is None else model.edited(recipe, check=False),
@@ -133,7 +134,9 @@ def _read(model: Model, ids: torch.Tensor, recipe: Recipe | None) -> tuple[torch
     for site in model.sites:
         reading = readings[site.key]
         chosen = torch.zeros(ids.numel(), site.n_experts, dtype=torch.bool, device=ids.device)
-        valid = torch.ones_like(reading.expert, dtype=torch.bool) if reading.valid is None else reading.valid
+        valid = reading.weight != 0  # an edit may leave an expert selected and its weight 0
+        if reading.valid is not None:
+            valid &= reading.valid
         chosen[torch.arange(len(chosen), device=ids.device)[:, None].expand_as(valid)[valid], reading.expert[valid]] = (
             True
         )

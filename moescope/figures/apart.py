@@ -15,8 +15,8 @@ from moescope.figures.theme import BLUE, colour_bar, plain, row_height, template
 READ = (
     "Left: orange, the expert has more of its layer's selections under the edits, blue less, over the prompt and one "
     "answer. Right: of the experts that the plain model selects for these tokens, the share that the edited model no "
-    "longer selects at the same token. The orange tick is where that would be if routing did not depend on the token: "
-    "the same share between different tokens."
+    "longer selects at the same token, or gives no weight. The orange tick is where that would be if routing did not "
+    "depend on the token: the same share between different tokens."
 )
 """How to read the figure."""
 

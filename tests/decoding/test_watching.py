@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from moescope import figures
 from moescope.decoding import SelfContrast, answers_apart, generate, pieces, self_contrast, watched
 from moescope.decoding.apart import _moved
-from moescope.edits import Mask, Recipe, Rows, Scale
+from moescope.edits import Mask, Recipe, Route, Rows, Scale
 from moescope.errors import MoescopeError
 from moescope.hooks import Model, load
 from moescope.hooks.taps import Tap, Want
@@ -131,6 +131,18 @@ def test_probabilities_and_selections_are_those_of_forward_passes(bundled):
     np.testing.assert_array_equal(figure.data[0].z, found["share_change"].values[0])
     np.testing.assert_array_equal(figure.data[1].x, found["changed"].values[0])
     assert [trace.visible for trace in figure.data] == [True] * 3 + [False] * 3
+
+
+def test_selections_that_an_edit_gives_no_weight_do_not_count(bundled):
+    recipe = Recipe([Route(layer=4, top_k=1)])
+    written = generate(bundled, PROMPT, max_new_tokens=8)
+    found = answers_apart(bundled, PROMPT, {"plain": written[0]}, recipe).isel(answer=0).sel(layer=4)
+    ids = torch.tensor([bundled.tokenizer(PROMPT)["input_ids"] + written[0].tokens])
+    with torch.no_grad():
+        logits = bundled.hf(ids, output_router_logits=True).router_logits[4]
+    first = torch.bincount(logits.argmax(-1), minlength=16) / ids.numel()  # nothing before layer 4 is edited
+    np.testing.assert_allclose(found["edited_share"], first, atol=1e-12)
+    assert float(found["changed"]) == pytest.approx(1 - 1 / 4)
 
 
 def test_shares_moved_by_hand(bundled):
