@@ -151,15 +151,13 @@ def _texts(scene: Scene) -> int:
 
 def _plan(scene: Scene) -> str:
     """What would be run, at most."""
-    from moescope.effects.causing import CONTROLS, LABELS
-    from moescope.effects.losses import MAX_LENGTH
+    from moescope.effects.causing import LABELS, length_of, others_of
 
     texts, by, site = _texts(scene), scene.by, scene.site()
-    others = min(CONTROLS, site.n_experts - 1)
+    others, length = others_of(site), length_of(scene.store)
     which = (
         f"{others} others of its layer" if others < site.n_experts - 1 else f"each of the {others} others of its layer"
     )
-    length = min(MAX_LENGTH, scene.store.manifest.corpus.max_length)
     of = "of this store" if by is None else f"of each {by} (the {LABELS} with the most documents, if there are more)"
     return (
         f"Masks this expert, and then {which} instead, on {texts} documents {of}, and tells how the loss moves beside "

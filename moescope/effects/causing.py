@@ -26,6 +26,7 @@ from moescope.hooks import Model
 
 if TYPE_CHECKING:
     from moescope.store import Store
+    from moescope.store.manifest import SiteRecord
 
 DOCUMENTS = 8
 """Documents of each label."""
@@ -92,11 +93,11 @@ def causal_effect(
     rng = np.random.default_rng(seed)
     corpus, left_out = _corpus(store, by, where, documents, rng)
     others = [other for other in range(own.n_experts) if other != expert]
-    others = sorted(rng.choice(others, min(controls, len(others)), replace=False).tolist())
+    others = sorted(rng.choice(others, others_of(own, controls), replace=False).tolist())
     edit = {"mask": Mask, "zero": Zero}[kind]
     recipe, *beside = (Recipe([edit(layer=place, expert=one)]) for one in (expert, *others))
     recipes = [None, recipe, *beside]
-    length = min(MAX_LENGTH, store.manifest.corpus.max_length)
+    length = length_of(store)
     done, total = 0, 0 if on_progress is None else len(recipes) * _tokens(model, corpus, length)
 
     def told(recipe: int, mask: torch.Tensor) -> Any:
@@ -120,6 +121,16 @@ def causal_effect(
     )  # fmt: skip
     facts["store_edits"] = facts.pop("edits", "none")
     return result.assign_coords(control=others).assign_attrs(facts, analysis="causal_effect")
+
+
+def others_of(site: SiteRecord, controls: int = CONTROLS) -> int:
+    """How many other experts of a layer are masked instead."""
+    return min(controls, site.n_experts - 1)
+
+
+def length_of(store: Store) -> int:
+    """Tokens of a document that are read at most: as many as the store's own contexts have, up to 512."""
+    return min(MAX_LENGTH, store.manifest.corpus.max_length)
 
 
 def require_model(model: Model, store: Store) -> None:
