@@ -223,6 +223,33 @@ def test_ten_askers_at_once_get_the_same_file(served):
         assert len(set(threads.map(ask, range(10)))) <= 2  # plotly gives each page an id of its own
 
 
+def test_maps_of_many_layers_scroll_in_their_panel_by_keyboard(visitor, shelf):
+    width, depth, domain = 64, 40, [f"d{document % 6}" for document in range(24)]
+    truth = random_truth(np.random.default_rng(2), len(domain), [width] * depth, [2] * depth, longest=8)
+    write(shelf / "deep", truth, [width] * depth, {"domain": domain})
+    size = "(body) => [body.clientHeight, body.scrollHeight, body.tabIndex]"
+    try:
+        maps = visitor.page.locator("#panel-labels .panel-figure")
+        visitor.go("/store/deep/specialisation?hide=cells,kinds,vocabulary")
+        seen, whole, stop = maps.evaluate(size)
+        assert seen == 720
+        assert whole > 2 * seen
+        assert stop == 0
+        maps.focus()
+        visitor.page.keyboard.press("PageDown")
+        visitor.page.wait_for_function("() => document.querySelector('#panel-labels .panel-figure').scrollTop > 300")
+        visitor.go("/store/deep/specialisation?hide=cells,kinds,vocabulary&full=labels")
+        visitor.page.wait_for_selector("#panel-labels.full")
+        assert maps.evaluate("(body) => body.clientHeight") == whole
+        visitor.go("/store/demo/specialisation?hide=cells,kinds,vocabulary")
+        seen, whole, stop = maps.evaluate(size)
+        assert seen == whole
+        assert stop == -1
+        visitor.well()
+    finally:
+        shutil.rmtree(shelf / "deep")
+
+
 def test_a_table_is_exported_as_it_is_shown(visitor):
     visitor.go("/store/demo/expert")
     table = visitor.page.locator("[data-act=csv]").first
