@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.stats import norm, t
 
+from moescope.analysis.discovery import adjusted
 from moescope.analysis.labelled import row_of_expert
-from moescope.analysis.summary import LEVEL, Finding, floor_words
+from moescope.analysis.loads import uniform_p
+from moescope.analysis.summary import LEVEL, Finding, floor_words, small
 
 NAMED = 3
 """Labels named in a headline; the rest are counted."""
@@ -30,16 +33,18 @@ def work_finding(result: xr.Dataset, site: str, expert: int) -> Finding:
     times, count = float(part["relative_load"]), float(part["count"])
     place, width = _place(result, "count", site, expert)
     chance = float(part["null_max_vio_p99"]) + 1
-    values = {"relative_load": times, "count": count, "rank": place, "of": width, "null": chance}
+    p = uniform_p(count, selections, width)
+    values = {"relative_load": times, "count": count, "rank": place, "of": width, "null": chance, "p": p}
+    tested = f"p = {small(p)} against uniform random choice, over {width} experts and both ways"
     if not count:
         fair = selections / width
-        detail = f"None of its layer's {selections:,.0f} selections, where a fair share is {fair:,.0f}."
-        return Finding("load", "It is never selected.", detail, True, values)
+        detail = f"None of its layer's {selections:,.0f} selections, where a fair share is {fair:,.0f}; {tested}."
+        return Finding("load", "It is never selected.", detail, p <= LEVEL, values)
     detail = (
         f"{count:,.0f} of its layer's {selections:,.0f} selections ({count / selections:.1%}), number {place} of "
-        f"{width} by load. Uniform random choice would leave the busiest at {chance:.2f} times or less."
+        f"{width} by load; {tested}. Such choice would leave the busiest at {chance:.2f} times or less."
     )
-    return Finding("load", f"Does {times:.2f} times its fair share of the work.", detail, times > chance, values)
+    return Finding("load", f"Does {times:.2f} times its fair share of the work.", detail, p <= LEVEL, values)
 
 
 def preference_finding(result: xr.Dataset, site: str, expert: int) -> Finding:
@@ -61,7 +66,7 @@ def preference_finding(result: xr.Dataset, site: str, expert: int) -> Finding:
     values = {"label": labels[best], "npmi": float(value[best]), "null_p99": float(part["null_p99"][best])}
     if np.isnan(q).all():
         return Finding("npmi", f"Fires most for “{labels[best]}”, untested.", f"nPMI {value[best]:.2f}.", None, values)
-    tested = f"q = {_small(float(q[best]))}, {result.attrs['permutations']} dealings"
+    tested = f"q = {small(float(q[best]))}, {result.attrs['permutations']} dealings"
     if not stands:
         detail = f"The nearest is “{labels[best]}”: {told} ({tested})."
         floor = floor_words(result)
@@ -133,15 +138,29 @@ def margin_of_expert(result: xr.Dataset, site: str, expert: int) -> Finding:
     if np.isnan(margin):
         why = "It was never selected, or its router defines no margin."
         return Finding("margins", "Its margin cannot be told.", why, None)
+    row = [str(key) for key in result["site"].values].index(site)
+    q = float(_margin_q(result.isel(layer=row))[expert])
     interval = f" (95 % interval {low:.3g} to {high:.3g})" if np.isfinite(low) else ""
-    detail = f"Mean margin of its tokens {margin:.3g}{interval}; over all selections of its layer {layer:.3g}."
-    values = {"margin": margin, "layer_margin": layer, "low": low, "high": high}
-    if np.isfinite(low) and high < layer:
+    detail = f"Mean margin of its tokens {margin:.3g}{interval}; over all selections of its layer {layer:.3g}"
+    detail += f"; q = {small(q)} over its layer's experts." if np.isfinite(q) else "."
+    values = {"margin": margin, "layer_margin": layer, "low": low, "high": high, "q": q}
+    if q <= LEVEL and margin < layer:
         return Finding("margins", "Is chosen more narrowly than its layer's others.", detail, True, values)
-    if np.isfinite(low) and low > layer:
+    if q <= LEVEL and margin > layer:
         return Finding("margins", "Is chosen more clearly than its layer's others.", detail, True, values)
-    known = False if np.isfinite(low) else None
+    known = False if np.isfinite(q) else None
     return Finding("margins", "Is chosen about as clearly as its layer's others.", detail, known, values)
+
+
+def _margin_q(layer: xr.Dataset) -> np.ndarray:
+    """[expert] q that an expert's mean margin is its layer's: t tests by the interval's width, over its documents."""
+    groups = layer["margin_groups"].values
+    freedom = np.where(groups > 1, groups - 1, np.nan)
+    spread = (layer["margin_high"] - layer["margin_low"]).values / (2 * norm.ppf(0.975))
+    spread = spread * np.sqrt(1 + 1 / freedom)  # the bootstrap's variance divides by n
+    gap = np.abs((layer["margin"] - layer["layer_margin"]).values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return adjusted(np.where(gap == 0, np.where(np.isnan(spread), np.nan, 1.0), 2 * t.sf(gap / spread, freedom)))
 
 
 _CRITERIA = {
@@ -163,7 +182,3 @@ def _place(result: xr.Dataset, name: str, site: str, expert: int) -> tuple[int, 
     width = int(result["n_experts"].values[row])
     values = result[name].values[row, :width]
     return 1 + int((values > values[expert]).sum()), width
-
-
-def _small(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
+from scipy.stats import binom
 
 from moescope.analysis.counts import Phase, document_tables, labelling, sites_of
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
@@ -26,6 +27,15 @@ NULL = (
     "document are alike in fact, so that small excesses over this null say little: read how large the imbalance is, "
     "not that it is significant"
 )
+
+
+def uniform_p(count: float, selections: float, width: int) -> float:
+    """p, two-sided and over the experts of a layer, that one of them gets `count` of `selections` by uniform choice.
+
+    Selections are taken as independent: those of one token, which differ, scatter less.
+    """
+    tails = binom.cdf(count, selections, 1 / width), binom.sf(count - 1, selections, 1 / width)
+    return min(1.0, 2 * width * float(min(tails)))
 
 
 def load(

@@ -58,7 +58,8 @@ def margins(
     Returns:
         Dataset with dims (layer, expert): count (selections); margin, mean_weight, token_entropy (nats), each the mean
         over the tokens that select the expert, NaN where it is never selected or the router defines none; NAME_low,
-        NAME_high: 95 % intervals. With dim (layer): layer_NAME, the means over all selections of the layer.
+        NAME_high: 95 % intervals; margin_groups, the groups of documents that its margin is over. With dim (layer):
+        layer_NAME, the means over all selections of the layer.
 
     Raises:
         MoescopeError: no routing tier or no such layer.
@@ -99,6 +100,7 @@ def _means(sums: Float[np.ndarray, "group expert sum"], resamples: int, rng: np.
                 bounds[:, expert] = np.nanquantile(ratio[:, expert], [0.025, 0.975])
             low, high = bounds
         out[f"{name}_low"], out[f"{name}_high"] = low, high
+    out["margin_groups"] = (sums[:, :, SUMS.index("margins")] > 0).sum(axis=0).astype(np.float64)
     return out
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from moescope.analysis.labelled import expert_name, layer_name, layer_names
-from moescope.analysis.loads import load
+from moescope.analysis.loads import load, uniform_p
 from moescope.analysis.outliers import super_experts
 from moescope.analysis.specialisation import npmi
 from moescope.errors import MoescopeError
@@ -122,7 +122,7 @@ def specialisation_finding(result: xr.Dataset, level: float = LEVEL, label: str 
         best = _cell(result, np.nanargmax(result["npmi"].values)) if np.isfinite(result["npmi"].values).any() else None
         nearest = (
             f" The largest is {best['name']} for “{best['label']}”: nPMI {best['npmi']:.2f}, "
-            f"its null's 99th percentile {best['null_p99']:.2f}, q = {_small(best['q'])}."
+            f"its null's 99th percentile {best['null_p99']:.2f}, q = {small(best['q'])}."
             if best
             else ""
         )
@@ -142,7 +142,7 @@ def specialisation_finding(result: xr.Dataset, level: float = LEVEL, label: str 
     selected = int((np.nansum(result["count"].values, axis=2) > 0).sum())
     detail = (
         f"nPMI {best['npmi']:.2f}, where dealing the labels anew over documents reaches {best['null_p99']:.2f} once in "
-        f"a hundred times; q = {_small(best['q'])}. It is active at {best['p_active']:.0%} of {best['label']} tokens, "
+        f"a hundred times; q = {small(best['q'])}. It is active at {best['p_active']:.0%} of {best['label']} tokens, "
         f"{best['lift']:.1f} times its share of all tokens. "
         f"{experts} of {selected} experts prefer {any_of} at q ≤ {level:g}."
     )
@@ -173,7 +173,10 @@ def balance_finding(result: xr.Dataset) -> Finding:
     effective = float(result["effective_experts"].values[row])
     dead = int(np.nansum(result["dead"].values))
     all_experts = int(result["exists"].values.sum())
-    uneven = bool(vio[row] > null)
+    # The most uneven of several layers is looked at: a test of each, corrected for as many.
+    counts = result["count"].values[row]
+    p = min(1.0, np.isfinite(vio).sum() * uniform_p(float(np.nanmax(counts)), float(np.nansum(counts)), width))
+    uneven = p <= LEVEL
     dead_words = (
         f"{dead} of {all_experts} experts are never selected." if dead else "Every expert is selected at least once."
     )
@@ -185,11 +188,11 @@ def balance_finding(result: xr.Dataset) -> Finding:
         headline = "Work is shared as evenly as random choice would."
     detail = (
         f"In layer {written} the load of {width} experts is as mixed as {effective:.1f} equally busy ones; random "
-        f"choice would leave its busiest at {null + 1:.2f} times a fair share or less. In the median layer the busiest "
-        f"does {median:.1f} times. {dead_words}"
+        f"choice would leave its busiest at {null + 1:.2f} times a fair share or less "
+        f"(p = {small(p)} over all layers). In the median layer the busiest does {median:.1f} times. {dead_words}"
     )
     values = {"layer": layer, "site": site, "expert": busiest, "dead": dead}
-    values |= {"max_vio": float(vio[row]), "null_max_vio_p99": null}
+    values |= {"max_vio": float(vio[row]), "null_max_vio_p99": null, "p": p}
     return Finding("load", headline, detail, uneven, values)
 
 
@@ -252,5 +255,6 @@ def _name(result: xr.Dataset, flat: int) -> str:
     return expert_name(layer_names(result)[row], int(expert))
 
 
-def _small(value: float) -> str:
+def small(value: float) -> str:
+    """A p- or q-value as it is written in a sentence."""
     return f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"

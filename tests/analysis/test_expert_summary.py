@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+import xarray as xr
+from scipy.stats import binomtest
 
 from moescope import analysis, figures
 from moescope.analysis import expert_summary
+from moescope.analysis.loads import uniform_p
 from moescope.analysis.outlier_summary import massive_finding, rule_of, sink_finding
+from moescope.analysis.selection_margins import SUMS, _means
 from moescope.errors import MoescopeError
 from tests.analysis.made_stores import random_truth, write
 
@@ -33,7 +37,9 @@ def test_work_is_the_share_and_its_rank(store):
         share = counts[expert] / counts.sum() * 5
         assert found.headline == f"Does {share:.2f} times its fair share of the work."
         assert found.values["rank"] == sorted(-counts).index(-counts[expert]) + 1
-        assert found.holds is bool(share > float(result["null_max_vio_p99"].values[0]) + 1)
+        n = int(counts.sum())
+        ends = [binomtest(int(counts[expert]), n, 1 / 5, alternative=side).pvalue for side in ("less", "greater")]
+        assert found.holds is bool(10 * min(ends) <= 0.05)
         assert f"{counts[expert]:,.0f} of its layer's {counts.sum():,.0f}" in found.detail
     assert expert_summary.work_finding(result, SITE, 4).headline == "It is never selected."
 
@@ -88,9 +94,63 @@ def test_margins_are_held_against_the_layer(store):
     low = result.copy(deep=True)
     low["margin"][0, 1], low["margin_low"][0, 1], low["margin_high"][0, 1] = -2, -3, -1
     assert expert_summary.margin_of_expert(low, SITE, 1).headline.startswith("Is chosen more narrowly")
-    low["margin_low"][0, 1], low["margin_high"][0, 1] = 1, 3
+    low["margin"][0, 1], low["margin_low"][0, 1], low["margin_high"][0, 1] = 2, 1, 3
     assert expert_summary.margin_of_expert(low, SITE, 1).headline.startswith("Is chosen more clearly")
     assert expert_summary.margin_of_expert(result, SITE, 4).holds is None
+
+
+def test_uniform_work_keeps_the_level_of_its_sign():
+    """One false sign in a layer at most once in 20, for experts that do much and for dead ones alike."""
+    rng = np.random.default_rng(0)
+    for width, selections in ((8, 400), (64, 40), (64, 3000)):
+        counts = rng.multinomial(selections, np.full(width, 1 / width), 400)
+        p = {n: uniform_p(n, selections, width) for n in np.unique(counts).tolist()}
+        signs = [any(p[n] <= 0.05 for n in layer) for layer in counts.tolist()]
+        assert np.mean(signs) <= 0.08  # 0.05 and three standard errors
+    assert uniform_p(0, 40, 64) == 1
+    assert uniform_p(100, 10_000, 64) < 0.001  # far below 156
+
+
+def test_few_selections_do_not_make_a_dead_expert_remarkable(store):
+    result = analysis.load(store)
+    few = result.copy(deep=True)
+    few["count"][0], few["selections"][0] = [1, 2, 1, 2, 0], 6
+    assert expert_summary.work_finding(few, SITE, 4).holds is False
+    assert expert_summary.work_finding(result, SITE, 4).holds is True
+    lazy = result.copy(deep=True)
+    lazy["count"][0] = lazy["count"][0] + float(lazy["selections"][0]) * np.array([0, 1, 1, 1, 0.2])
+    lazy["selections"][0] = float(lazy["count"][0].sum())
+    lazy["relative_load"][0] = lazy["count"][0] / lazy["selections"][0] * 5
+    lazy = lazy.round()
+    assert float(lazy["relative_load"][0, 4]) < 1
+    assert expert_summary.work_finding(lazy, SITE, 4).holds is True  # too little, and not by chance
+
+
+def test_margins_of_the_layer_keep_the_level_of_the_sign():
+    """Documents with margins of their own, whichever expert is chosen: 64 experts are tested together."""
+    rng, any_sign, signs = np.random.default_rng(0), [], []
+    for _ in range(20):
+        documents, experts = 40, 64
+        count = rng.poisson(20, (documents, experts)).astype(float)
+        sums = np.zeros((documents, experts, len(SUMS)))
+        margin = rng.normal(1, 0.3, (documents, 1)) + rng.normal(0, 0.3, (documents, experts))
+        sums[..., 0] = sums[..., 2] = sums[..., 4] = count
+        sums[..., 3] = count * margin
+        found = _means(sums, 500, rng)
+        result = xr.Dataset(
+            {
+                name: ("layer", [v]) if name.startswith("layer_") else (("layer", "expert"), [v])
+                for name, v in found.items()
+            },
+            coords={"site": ("layer", ["L000"]), "n_experts": ("layer", [experts])},
+        )
+        holds = expert_summary._margin_q(result.isel(layer=0)) <= 0.05
+        signs.append(holds.mean())
+        any_sign.append(holds.any())
+    result["margin"][0, 5] += 1
+    assert expert_summary.margin_of_expert(result, "L000", 5).holds
+    assert np.mean(any_sign) <= 0.2
+    assert np.mean(signs) <= 0.01
 
 
 def test_who_is_not_there_is_refused(store):
