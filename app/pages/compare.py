@@ -244,7 +244,7 @@ COMPARE = Page(
                 "mean_overlap_low": ("low", ".1%"),
                 "mean_overlap_high": ("high", ".1%"),
                 "nll_change": ("Loss", "+.3f"),
-                "nll_p": ("p", ".2~g"),
+                "nll_q": ("q", ".2~g"),
             },
             go=_to_label,
             height=360,

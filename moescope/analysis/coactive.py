@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 import xarray as xr
-from scipy.stats import false_discovery_control, t
+from scipy.stats import t
 
 from moescope.analysis.counts import Phase, document_tokens, labelling, sites_of
+from moescope.analysis.discovery import adjusted
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.question import LAYERS, PHASE, Analysis, Parameter
 from moescope.analysis.routed_rows import kept_rows, slot_ids
@@ -96,8 +97,7 @@ def coactivation(
         variables[name] = (pair, out)
     p = variables["p"][1]
     tested = np.triu(np.ones((widest, widest), dtype=bool), 1) & ~np.isnan(p)
-    q = np.full(p.shape, np.nan)
-    q[tested] = false_discovery_control(p[tested]) if tested.any() else []
+    q = adjusted(np.where(tested, p, np.nan))
     variables["q"] = (pair, np.where(np.isnan(q), np.swapaxes(q, 1, 2), q))
     variables["active"] = (("layer", "expert"), axis.pad([values["active"].astype(np.float64) for values in found]))
     variables["tokens"] = ("layer", [int(values["tokens"]) for values in found])

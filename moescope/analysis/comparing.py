@@ -78,7 +78,7 @@ def compare(
         top1_tokens; (layer, expert, label): share, other_share, share_change (of the layer's selections), share_p,
         share_q, exists; (label): mean_overlap (over layers: SEUF's selection shift, as drawn in its figure 3),
         mean_overlap_low, mean_overlap_high, documents and, where both stores hold losses, nll, other_nll, nll_change,
-        nll_change_low, nll_change_high (nats per token), nll_p, nll_tokens.
+        nll_change_low, nll_change_high (nats per token), nll_p, nll_q (Benjamini-Hochberg over the labels), nll_tokens.
 
     Raises:
         MoescopeError: the stores are not of the same tokens, tokenizer, layers and widths, or nothing is left.
@@ -310,7 +310,9 @@ def _losses(
             null = np.concatenate([_signed(moved, size, rng) for size in _portions(permutations, len(of))])
             p = (1 + (np.abs(null) >= abs(moved.sum()) * (1 - TIE) - TIE).sum()) / (1 + permutations)
         table[:6, label] = before / n, after / n, moved.sum() / n, low[0], high[0], p
-    return {name: ("label", values) for name, values in zip(names, table, strict=True)}
+    return {name: ("label", values) for name, values in zip(names, table, strict=True)} | {
+        "nll_q": ("label", adjusted(table[5]))
+    }
 
 
 def _signed(values: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import xarray as xr
-from scipy.stats import binom, false_discovery_control
+from scipy.stats import binom
 
 from moescope.analysis.counts import Phase, labelling, sites_of
+from moescope.analysis.discovery import adjusted
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
 from moescope.analysis.locality_kernels import count_windows
 from moescope.analysis.permutation import TIE
@@ -321,7 +322,7 @@ def _dataset(
     dims = ("layer", "window", "label")
     layered["segments"], whole["segments"] = layered["segments"].astype(np.int64), whole["segments"].astype(np.int64)
     variables: dict[str, Any] = {name: (dims, values) for name, values in layered.items()}
-    variables["q"] = (dims, _adjusted(layered["p"]))
+    variables["q"] = (dims, adjusted(layered["p"]))
     variables |= {f"model_{name}": (dims[1:], values) for name, values in whole.items()}
     for name, by_window in experts.items():
         padded = np.stack([axis.pad(values) for values in by_window], axis=-1)
@@ -389,13 +390,6 @@ def _of_experts(found: _Counted, place: int, draws: int) -> dict[str, Float[np.n
     if draws:
         values["srp_shuffled"] = segment_routing(found.pooled[place][0])["srp"]
     return values
-
-
-def _adjusted(p: np.ndarray) -> np.ndarray:
-    q = np.full(p.shape, np.nan)
-    tested = ~np.isnan(p)
-    q[tested] = false_discovery_control(p[tested]) if tested.any() else []
-    return q
 
 
 CONSISTENCY_QUESTION = Analysis(

@@ -16,6 +16,7 @@ from moescope.figures.axes import align_titles
 from moescope.figures.lift_maps import SIDE, chosen_maps, lift_maps, lift_reach, say, square
 from moescope.figures.marks import chance_ticks
 from moescope.figures.menus import menu
+from moescope.figures.pale import untested
 from moescope.figures.theme import BLUE, colour_bar, template
 
 READ = (
@@ -45,9 +46,6 @@ _HOVER = (
     "%{customdata[1]:.1%} of OF<br>%{customdata[2]:,.0f} counted, "
     "%{customdata[3]:,.1f} under the null<br>p = %{customdata[4]:.2g}, q = %{customdata[5]:.2g}<extra></extra>"
 )
-
-
-_FLOOR = "{} draws are too few for any link to stand; raise permutations"
 
 
 def affinity(result: xr.Dataset, level: float = 0.05, pairs: Sequence[str] | None = None) -> go.Figure:
@@ -94,8 +92,8 @@ def affinity(result: xr.Dataset, level: float = 0.05, pairs: Sequence[str] | Non
     if len(chosen) > 1:
         figure.update_layout(updatemenus=[menu(labels, groups, len(fixed))], margin_t=92)
     align_titles(figure, 2)
-    if "floor" in result.attrs:
-        say(figure, _FLOOR.format(result.attrs["permutations"]))
+    if remark := _remark(result):
+        say(figure, remark)
     if len(chosen) < len(known) and pairs is None:
         say(figure, f"maps of {len(chosen)} of {len(known)} pairs; name others with pairs=")
     return figure
@@ -128,8 +126,8 @@ def affinity_map(result: xr.Dataset, pair: str | None = None, level: float = 0.0
     square(figure, sizes[0], sizes[1], f"other expert, of layer {target}", f"expert of layer {source}", reach)
     figure.update_xaxes(title_text=f"expert of layer {target}")
     figure.update_layout(margin_t=24)
-    if "floor" in result.attrs:
-        say(figure, _FLOOR.format(result.attrs["permutations"]))
+    if remark := _remark(result):
+        say(figure, remark)
         figure.update_layout(margin_t=56)
     return figure
 
@@ -151,6 +149,14 @@ def mutual_information(result: xr.Dataset) -> go.Figure:
 def _hover(result: xr.Dataset) -> str:
     first = str(result.attrs.get("ranks", "top1")) in ("top1", "top 1")
     return _HOVER.replace("OF", "the tokens for which the source expert comes first" if first else "its pairs")
+
+
+def _remark(result: xr.Dataset) -> str:
+    """Why all is pale, where nothing could have stood."""
+    if untested(result["q"].values):
+        return "not tested, so all is pale"
+    few = f"{result.attrs['permutations']} draws are too few for any link to stand; raise permutations"
+    return few if "floor" in result.attrs else ""
 
 
 def _between(part: xr.Dataset) -> str:

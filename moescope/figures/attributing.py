@@ -8,6 +8,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
+from moescope.figures.pale import PALE, beyond
 from moescope.figures.theme import GREY, ORANGE, colour_bar, plain, row_height, template
 
 READ = (
@@ -18,7 +19,6 @@ READ = (
     "it reaches both."
 )
 LEVEL = 0.05
-PALE = 0.22  # as in the other maps whose chance is drawn
 
 
 def attribution(result: xr.Dataset) -> go.Figure:
@@ -38,8 +38,7 @@ def attribution(result: xr.Dataset) -> go.Figure:
     for trace in _firsts(result):
         figure.add_trace(trace, 1, 1)
     if both:
-        q = result["q"].values
-        stands = np.isfinite(result["contrast"].values) if np.isnan(q).all() else q <= LEVEL
+        stands = beyond(result["q"].values, LEVEL)
         for shown, opacity in ((~stands, PALE), (stands, 1.0)):
             figure.add_trace(_map(result, "contrast", "coloraxis2", shown, opacity), 1, 2)
         figure.add_trace(_firsts(result)[1], 1, 2)

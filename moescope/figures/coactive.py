@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 from moescope.figures.axes import layer_names
 from moescope.figures.lift_maps import chosen_maps, lift_maps, lift_reach, say, square
 from moescope.figures.menus import menu
+from moescope.figures.pale import untested
 
 READ = (
     "Orange: the two experts are active at the same token more often than their loads alone would have it, blue: less "
@@ -56,6 +57,9 @@ def coactivation(result: xr.Dataset, level: float = 0.05, layers: Sequence[int] 
     square(figure, n, n, "other expert", "expert", reach)
     if len(chosen) > 1:
         figure.update_layout(updatemenus=[menu([f"layer {known[index]}" for index in chosen], groups, 0)], margin_t=72)
-    if len(chosen) < len(known) and layers is None:
+    if untested(result["q"].values):
+        say(figure, f"not tested, so all is pale: {result.attrs['interval'].removeprefix('none: ')}")
+        figure.update_layout(margin_t=72)
+    elif len(chosen) < len(known) and layers is None:
         say(figure, f"{len(chosen)} of {len(known)} layers are drawn; name others with layers=")
     return figure

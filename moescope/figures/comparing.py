@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
 from moescope.figures.marks import chance_ticks, limits, whiskers
 from moescope.figures.menus import menu
+from moescope.figures.pale import beyond, pale_and_full, untested
 from moescope.figures.theme import BLUE, GREY, colour_bar, plain, row_height, template
 
 READ = (
@@ -26,8 +27,6 @@ LOSS = (
     " Last, where both stores hold losses: how much worse (right) or better the other store's model predicts each "
     "label, in nats per token."
 )
-PALE = 0.22
-"""Opacity of cells that chance explains."""
 
 
 def read(result: xr.Dataset, level: float = 0.05) -> str:
@@ -58,7 +57,8 @@ def compare(result: xr.Dataset, level: float = 0.05) -> go.Figure:
         row_heights=[height / sum(heights) for height in heights],
         vertical_spacing=gap / (sum(heights) + gap * (len(heights) - 1)),
         horizontal_spacing=0.05,
-        subplot_titles=["experts in common", "same first expert", "divergence of load (bits)", "change of load"]
+        subplot_titles=["experts in common", "same first expert", "divergence of load (bits)"]
+        + [f"change of load{', not tested' if untested(result['share_q'].values) else ''}"]
         + ["change of loss (nats per token)"] * lossy,
     )
     groups, reach = [], _reach(result)
@@ -180,35 +180,29 @@ def _divergence(part: xr.Dataset) -> list[go.Bar | go.Scatter]:
 
 
 def _changes(part: xr.Dataset, level: float) -> list[go.Heatmap]:
-    """Two maps, what chance explains below and what stands above it; where nothing was tested everything stands."""
-    change, q = part["share_change"].values, part["share_q"].values
-    stands = np.isfinite(change) if np.isnan(q).all() else q <= level
+    """Two maps, what chance explains below and what stands above it, which nothing does where nothing was tested."""
     names = ("share", "other_share", "share_change", "share_p", "share_q")
-    return [
-        go.Heatmap(
-            z=np.where(kept, change, np.nan),
-            x=part["expert"].values,
-            y=layer_names(part),
-            coloraxis="coloraxis",
-            opacity=opacity,
-            customdata=np.stack([part[name].values for name in names], axis=-1),
-            hoverongaps=False,
-            xgap=1,
-            ygap=1,
-            name="change of load",
-            hovertemplate=(
-                "layer %{y}, expert %{x}<br><b>%{customdata[0]:.1%} → %{customdata[1]:.1%} of the layer's load</b><br>"
-                "p = %{customdata[3]:.2g}, q = %{customdata[4]:.2g}<extra></extra>"
-            ),
-        )
-        for kept, opacity in ((~stands, PALE), (stands, 1.0))
-    ]
+    return pale_and_full(
+        part["share_change"].values,
+        beyond(part["share_q"].values, level),
+        x=part["expert"].values,
+        y=layer_names(part),
+        coloraxis="coloraxis",
+        customdata=np.stack([part[name].values for name in names], axis=-1),
+        xgap=1,
+        ygap=1,
+        name="change of load",
+        hovertemplate=(
+            "layer %{y}, expert %{x}<br><b>%{customdata[0]:.1%} → %{customdata[1]:.1%} of the layer's load</b><br>"
+            "p = %{customdata[3]:.2g}, q = %{customdata[4]:.2g}<extra></extra>"
+        ),
+    )
 
 
 def _losses(result: xr.Dataset) -> go.Scatter:
     value = result["nll_change"].values
     low, high = limits(result, "nll_change")
-    names = ("nll", "other_nll", "nll_p", "nll_tokens")
+    names = ("nll", "other_nll", "nll_p", "nll_q", "nll_tokens")
     return go.Scatter(
         x=value,
         y=[plain(name) for name in result["label"].values],
@@ -219,7 +213,8 @@ def _losses(result: xr.Dataset) -> go.Scatter:
         name="change of loss",
         hovertemplate=(
             "%{y}<br><b>%{x:+.3f} nats per token</b> (%{customdata[0]:+.3f} to %{customdata[1]:+.3f})<br>"
-            "%{customdata[2]:.3f} → %{customdata[3]:.3f}; p = %{customdata[4]:.2g}<br>%{customdata[5]:,.0f} tokens"
+            "%{customdata[2]:.3f} → %{customdata[3]:.3f}; p = %{customdata[4]:.2g}, q = %{customdata[5]:.2g}<br>"
+            "%{customdata[6]:,.0f} tokens"
             "<extra></extra>"
         ),
     )

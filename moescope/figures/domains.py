@@ -35,7 +35,7 @@ def domain_specialisation(
         result: from `analysis.domain_specialisation` or its form on counts.
         level, labels, most, columns: as in `figures.npmi`.
     """
-    stands = standing(result, level, "share")
+    stands = standing(result, level)
     with np.errstate(divide="ignore"):
         value = np.log2(result["excess"].values)
     # Colours end where the largest excess does; an expert never chosen is not further down than that.

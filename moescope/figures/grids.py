@@ -12,6 +12,7 @@ import xarray as xr
 
 from moescope.errors import MoescopeError
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
+from moescope.figures.pale import untested
 from moescope.figures.specialisation import standing
 from moescope.figures.theme import GREY, colour_bar, plain, row_height, shortened, template
 
@@ -170,6 +171,9 @@ def layer_expert_grid(
     if not exists.all():
         place = {"xref": "paper", "yref": "paper", "x": 1, "y": 1, "xanchor": "right", "yanchor": "bottom"}
         figure.add_annotation(text="hatched: no such expert", font={"size": 11}, **place)
+    if "label" in result[value].dims and untested(result["q"].values):
+        place = {"xref": "paper", "yref": "paper", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
+        figure.add_annotation(text="not tested, so no label is named", font={"size": 11}, **place)
     if chosen is not None:
         _mark(figure, result, chosen)
     return figure
@@ -185,7 +189,7 @@ def _cells(result: xr.Dataset, value: str) -> tuple[np.ndarray, np.ndarray]:
         order = ("layer", "expert", "label")
         ordered = result.transpose(*order, ...)
         values = ordered[value].values
-        stands = standing(ordered, LEVEL, value) & (values > 0)
+        stands = standing(ordered, LEVEL) & (values > 0)
         best = np.where(stands, values, -np.inf).argmax(axis=2)
         cells = np.where(stands.any(axis=2), np.take_along_axis(values, best[..., None], 2)[..., 0], np.nan)
         labels = [plain(name) for name in result["label"].values]

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from moescope.errors import MoescopeError
 from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
+from moescope.figures.pale import pale_and_full
 from moescope.figures.theme import colour_bar, plain, row_height, shortened, template
 
 TITLE = 62
@@ -20,8 +21,6 @@ ROOM = 124
 """Characters of bold type across a window 1280 wide, over all panels of a row."""
 _TALL = 300
 """Pixels of a panel above which each has numbers of its own at its axis: the lowest one's are out of sight."""
-PALE = 0.22
-"""Opacity of cells that chance explains."""
 
 
 @dataclass(frozen=True)
@@ -148,20 +147,16 @@ def _panel(result: xr.Dataset, maps: Maps, index: int) -> list[go.Heatmap]:
     # The last says which label it is, for what answers to clicks.
     said = [part[name].values for name in maps.details] + [np.full(value.shape, index)]
     details = np.stack(said, axis=-1).astype(np.float32)
-    return [
-        go.Heatmap(
-            z=np.where(kept, value, np.nan),
-            x=part["expert"].values,
-            y=layer_names(result),
-            coloraxis="coloraxis",
-            opacity=opacity,
-            customdata=details,
-            # A label's name is data: in meta it is printed, in the template it would be parsed.
-            meta=plain(result["label"].values[index]),
-            hoverongaps=False,
-            xgap=1,
-            ygap=1,
-            hovertemplate=f"%{{meta}}<br>layer %{{y}}, expert %{{x}}<br>{maps.hover}<extra></extra>",
-        )
-        for kept, opacity in ((~stands, PALE), (stands, 1.0))
-    ]
+    return pale_and_full(
+        value,
+        stands,
+        x=part["expert"].values,
+        y=layer_names(result),
+        coloraxis="coloraxis",
+        customdata=details,
+        # A label's name is data: in meta it is printed, in the template it would be parsed.
+        meta=plain(result["label"].values[index]),
+        xgap=1,
+        ygap=1,
+        hovertemplate=f"%{{meta}}<br>layer %{{y}}, expert %{{x}}<br>{maps.hover}<extra></extra>",
+    )

@@ -10,10 +10,8 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from moescope.errors import MoescopeError
+from moescope.figures.pale import beyond, pale_and_full
 from moescope.figures.theme import colour_bar, plain, template
-
-PALE = 0.22
-"""Opacity of cells that chance explains."""
 
 CELLS = 400_000
 """Cells that one figure holds: beyond them the page would be too heavy for a browser."""
@@ -37,29 +35,24 @@ def chosen_maps(known: list[str], wanted: Sequence[str] | None, worth: np.ndarra
 def lift_maps(
     part: xr.Dataset, names: Sequence[str], title: str, hover: str, level: float, reach: int
 ) -> list[go.Heatmap]:
-    """Two maps, what chance explains below and what stands above it; where nothing was tested everything stands."""
+    """Two maps, what chance explains below and what stands above it, which nothing does where nothing was tested."""
     lift = part["lift"].values
-    q = part["q"].values
-    stands = np.isfinite(lift) if np.isnan(q).all() else q <= level
     with np.errstate(divide="ignore", invalid="ignore"):
         shown = np.where(np.isnan(lift), np.nan, np.maximum(np.log2(lift), -reach))
     details = np.stack([part[name].values for name in names], axis=-1).astype(np.float32)
-    return [
-        go.Heatmap(
-            z=np.where(kept, shown, np.nan),
-            x=np.arange(lift.shape[1]),
-            y=np.arange(lift.shape[0]),
-            coloraxis="coloraxis",
-            opacity=opacity,
-            customdata=details,
-            meta=plain(title),
-            hoverongaps=False,
-            xgap=1 if lift.shape[1] <= 64 else 0,
-            ygap=1 if lift.shape[1] <= 64 else 0,
-            hovertemplate=hover,
-        )
-        for kept, opacity in ((~stands, PALE), (stands, 1.0))
-    ]
+    gap = 1 if lift.shape[1] <= 64 else 0
+    return pale_and_full(
+        shown,
+        beyond(part["q"].values, level),
+        x=np.arange(lift.shape[1]),
+        y=np.arange(lift.shape[0]),
+        coloraxis="coloraxis",
+        customdata=details,
+        meta=plain(title),
+        xgap=gap,
+        ygap=gap,
+        hovertemplate=hover,
+    )
 
 
 def lift_reach(lift: np.ndarray) -> int:

@@ -10,7 +10,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
-from moescope.figures.label_maps import PALE
+from moescope.figures.pale import beyond, pale_and_full, untested
 from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, row_height, template
 
 READ = (
@@ -33,9 +33,10 @@ def risk_difference(result: xr.Dataset, level: float = 0.05, strongest: int = 10
     """
     first, second = plain(result.attrs["first"]), plain(result.attrs["second"])
     value, q = result["risk_difference"].values, result["q"].values
-    stands = np.isfinite(value) if np.isnan(q).all() else q <= level
+    stands = beyond(q, level)
     cells, same = _strongest(value, strongest), np.nanmax(np.abs(value), initial=-1) == 0
-    counted = f"{int(stands.sum())} of {int(np.isfinite(value).sum())} experts beyond chance"
+    counted = f"{stands.sum()} of {np.isfinite(value).sum()} experts beyond chance"
+    counted = "not tested" if untested(q) else counted
     layers = result.sizes["layer"]
     height = max(row_height(layers) * layers, 17 * len(cells)) + 150
     figure = make_subplots(
@@ -50,29 +51,23 @@ def risk_difference(result: xr.Dataset, level: float = 0.05, strongest: int = 10
         ],
     )
     details = [result[name].values for name in ("p_first", "p_second", "low", "high", "p", "q", "p_max")]
-    for kept, opacity in ((~stands, PALE), (stands, 1.0)):
-        figure.add_trace(
-            go.Heatmap(
-                z=np.where(kept, value, np.nan),
-                x=result["expert"].values,
-                y=layer_names(result),
-                coloraxis="coloraxis",
-                opacity=opacity,
-                customdata=np.stack(details, axis=-1).astype(np.float32),
-                meta=[first, second],
-                hoverongaps=False,
-                xgap=1,
-                ygap=1,
-                hovertemplate=(
-                    "layer %{y}, expert %{x}<br><b>%{z:+.3f}</b> (%{customdata[2]:+.3f} to %{customdata[3]:+.3f})<br>"
-                    "active at %{customdata[0]:.1%} of %{meta[0]}, %{customdata[1]:.1%} of %{meta[1]}<br>"
-                    "p = %{customdata[4]:.2g}, q = %{customdata[5]:.2g}, family-wise p = %{customdata[6]:.2g}"
-                    "<extra></extra>"
-                ),
-            ),
-            row=1,
-            col=1,
-        )
+    for trace in pale_and_full(
+        value,
+        stands,
+        x=result["expert"].values,
+        y=layer_names(result),
+        coloraxis="coloraxis",
+        customdata=np.stack(details, axis=-1).astype(np.float32),
+        meta=[first, second],
+        xgap=1,
+        ygap=1,
+        hovertemplate=(
+            "layer %{y}, expert %{x}<br><b>%{z:+.3f}</b> (%{customdata[2]:+.3f} to %{customdata[3]:+.3f})<br>"
+            "active at %{customdata[0]:.1%} of %{meta[0]}, %{customdata[1]:.1%} of %{meta[1]}<br>"
+            "p = %{customdata[4]:.2g}, q = %{customdata[5]:.2g}, family-wise p = %{customdata[6]:.2g}<extra></extra>"
+        ),
+    ):
+        figure.add_trace(trace, row=1, col=1)
     for trace in _forest(result, cells):
         figure.add_trace(trace, row=1, col=2)
     reach = float(max(0.01, np.nanmax(np.abs(value), initial=0.0)))

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from moescope.figures.label_maps import Maps, counted, label_maps
+from moescope.figures.pale import beyond
 
 READ = (
     "One map per label. Orange: the expert fires on this label's tokens more than on others, blue: less. Full colour "
@@ -58,7 +59,7 @@ def npmi(
     How to read it: see `READ`.
 
     Args:
-        result: from `analysis.npmi` or one of its forms on counts (without p-values every cell is drawn in full).
+        result: from `analysis.npmi` or one of its forms on counts (without p-values every cell is pale).
         level: the false discovery rate below which a cell stands in full colour.
         labels: which labels, in this order; all by default.
         most: with more labels than this, only those with the most specialised experts are drawn, and the figure says
@@ -84,10 +85,9 @@ def npmi(
 npmi_classes = npmi_tokens = npmi_markers = npmi
 
 
-def standing(result: xr.Dataset, level: float = 0.05, value: str = "npmi") -> np.ndarray:
-    """[layer, expert, label] bool: q <= level; everything where the result has no null at all."""
-    q = result["q"].values
-    return np.isfinite(result[value].values) if np.isnan(q).all() else q <= level
+def standing(result: xr.Dataset, level: float = 0.05) -> np.ndarray:
+    """[layer, expert, label] bool: q <= level; nothing where the result has no null at all."""
+    return beyond(result["q"].values, level)
 
 
 def _about(result: xr.Dataset, index: int, stands: np.ndarray) -> str:

@@ -34,7 +34,7 @@ def tcess(
         result: from `analysis.tcess` or its form on sums by document.
         level, labels, most, columns: as in `figures.npmi`.
     """
-    stands = standing(result, level, "tcess")
+    stands = standing(result, level)
     value = result["tcess"].values - result["overall"].values[..., None]
     counts = [int(stands[..., index].sum()) for index in range(result.sizes["label"])]
     no_null = np.isnan(result["q"].values).all()

@@ -10,6 +10,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from moescope.figures.axes import align_titles, layer_axis, layer_names
+from moescope.figures.pale import untested
 from moescope.figures.theme import BLUE, GREY, ORANGE, plain, row_height, template
 
 READ = (
@@ -65,9 +66,12 @@ def vocabulary_specialisation(result: xr.Dataset, strongest: int = 20) -> go.Fig
 
 
 def _beyond(result: xr.Dataset, strongest: int) -> str:
-    """How many of the tokens listed pass what chance reaches once in a hundred."""
-    beyond = (result["share"].values > result["null_p99"].values).sum()
-    listed = min(strongest, int(np.isfinite(result["share"].values - result["null_p99"].values).sum()))
+    """Whether as many stand at q <= 0.05 as are listed, or how many do."""
+    q = result["q"].values
+    if untested(q):
+        return ", not tested"
+    beyond = (q <= 0.05).sum()
+    listed = min(strongest, int(np.isfinite(q).sum()))
     return (
         ", beyond chance" if beyond >= listed else f"; {beyond:,} beyond chance" if beyond else "; none beyond chance"
     )

@@ -83,6 +83,8 @@ def test_agreement_is_what_a_loop_says_however_the_stores_are_cut(tmp_path, seed
         assert cell["nll_tokens"] == mine.sum()
         assert cell["nll_change"].item() == pytest.approx((loss[1] - loss[0])[mine].mean(), rel=1e-5, abs=1e-7)
         assert cell["nll_change_low"] <= cell["nll_change"] <= cell["nll_change_high"]
+    p, q = np.sort(found["nll_p"].values), np.sort(found["nll_q"].values)
+    np.testing.assert_allclose(q, [min(2 * p[0], p[1]), p[1]])  # Benjamini and Hochberg of two
     # The other way round, nothing but the signs changes.
     back = compare(b, a, by="domain", permutations=19, resamples=0)
     np.testing.assert_allclose(back["overlap"], found["overlap"])

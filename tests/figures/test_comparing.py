@@ -102,6 +102,8 @@ def test_risks_that_are_the_same_name_no_strongest(stores):
     moved = analysis.risk_difference_between(*stores, names, permutations=9)
     figure = figures.risk_difference_between(moved)
     assert "beyond chance" in figure.layout.annotations[0].text
+    guessed = analysis.risk_difference_between(*stores, names, permutations=0)
+    assert "not tested" in figures.risk_difference_between(guessed).layout.annotations[0].text
     drawn = next(trace for trace in figure.data if trace.type == "scatter")
     assert sorted(drawn.x) == sorted(moved["risk_difference"].values[1, :4])  # layer 0 stayed
     assert (drawn.x != 0).all()

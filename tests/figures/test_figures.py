@@ -7,7 +7,7 @@ import pytest
 
 from moescope import analysis, figures
 from moescope.errors import MoescopeError
-from moescope.figures.label_maps import PALE
+from moescope.figures.pale import PALE
 from moescope.figures.theme import plain
 
 HOSTILE = '</script><img src=x onerror=alert(1)><a href="javascript:alert(2)">%{x}</a>\u202e\x00'
@@ -88,10 +88,11 @@ def test_many_labels_are_cut_with_a_word_about_it():
         figures.npmi(result, labels=["zzz"])
 
 
-def test_without_a_null_every_cell_is_drawn_in_full():
+def test_without_a_null_no_cell_is_drawn_in_full():
     result = analysis.npmi_from_counts(np.array([[[3.0, 1], [1, 3]]]), np.array([4, 4]))
     figure = figures.npmi(result)
-    assert not np.isnan(heatmaps(figure)[1].z).any()
+    assert np.isnan(heatmaps(figure)[1].z).all()
+    np.testing.assert_array_equal(heatmaps(figure)[0].z, result["npmi"].values[..., 0])
     assert "no null" in figure.layout.annotations[0].text
 
 

@@ -57,6 +57,9 @@ def test_chosen_cells_that_do_not_exist_are_refused(store):
 def test_npmi_map_keeps_what_stands_and_names_its_label(store):
     result = analysis.npmi(store, by="domain", permutations=499)
     cells = heat(figures.layer_expert_grid(result))
+    guessed = figures.layer_expert_grid(analysis.npmi(store, permutations=0))
+    assert np.isnan(heat(guessed).z).all()
+    assert "not tested, so no label is named" in [note.text for note in guessed.layout.annotations]
     stands = (result["q"].values <= 0.05) & (result["npmi"].values > 0)
     best = np.where(stands, result["npmi"].values, -np.inf).max(axis=2)
     np.testing.assert_array_equal(np.isfinite(cells.z), np.isfinite(best))

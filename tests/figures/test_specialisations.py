@@ -71,6 +71,13 @@ def test_vocabulary_names_what_is_furthest_above_chance():
     assert "<img" not in figure.to_json()
     (mean,) = (trace for trace in figure.data if trace.name == "mean over tokens")
     np.testing.assert_allclose(mean.x, result["mean_share"])
+    stand = int((result["q"].values <= 0.05).sum())
+    assert 0 < stand < result["share"].size
+    assert f"<b>Settled most; {stand} beyond chance</b>" in figure.layout.annotations[1].text
+    none = figures.draw(result.assign(q=result["q"] * 0 + 0.06))
+    assert "<b>Settled most; none beyond chance</b>" in none.layout.annotations[1].text
+    guessed = figures.draw(result.assign(q=result["q"] * np.nan))
+    assert "<b>Settled most, not tested</b>" in guessed.layout.annotations[1].text
     both = figures.draw(result.expand_dims(label=["one", "two"], axis=-1))
     assert [trace.name for trace in both.data if trace.type == "scatter" and trace.showlegend is None] == ["one", "two"]
 
@@ -93,7 +100,7 @@ def test_tcess_is_drawn_against_all_texts_and_hostile_labels_stay_text():
         assert "<a " not in other.to_json()
 
 
-def test_one_label_has_no_null_and_is_drawn_in_full():
+def test_one_label_has_no_null_and_is_drawn_pale():
     counts, tokens, _ = counted()
     for result in (
         analysis.domain_specialisation_from_documents(counts, tokens, ["x"] * 20),
@@ -101,4 +108,6 @@ def test_one_label_has_no_null_and_is_drawn_in_full():
     ):
         assert result["p"].isnull().all()
         assert "with one label" in result.attrs["undefined"]
-        assert not np.isnan(heatmaps(figures.draw(result))[1].z).any()
+        pale, full = heatmaps(figures.draw(result))
+        assert np.isnan(full.z).all()
+        assert not np.isnan(pale.z).any()

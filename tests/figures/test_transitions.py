@@ -10,6 +10,7 @@ from moescope.analysis.pathways import paths
 from moescope.errors import MoescopeError
 from moescope.figures import lift_maps
 from moescope.figures.affinities import mutual_information
+from moescope.figures.pale import PALE
 from moescope.figures.pathways import _GREY_BAND, _ORANGE_BAND
 from tests.analysis.made_stores import Made, write
 
@@ -39,7 +40,7 @@ def test_affinity_maps_and_information(store):
     figure = figures.affinity(result)
     maps = of_type(figure, "heatmap")
     assert [trace.visible for trace in maps] == [True, True] + [False] * 4
-    assert [trace.opacity for trace in maps] == [lift_maps.PALE, 1.0] * 3
+    assert [trace.opacity for trace in maps] == [PALE, 1.0] * 3
     stands = result["q"].values[0] <= 0.05
     assert stands.sum() >= 5
     np.testing.assert_array_equal(np.isnan(maps[1].z), ~stands)
@@ -82,12 +83,12 @@ def test_any_pairs_make_a_map_of_layers(store, monkeypatch):
     assert of_type(few, "heatmap")[0].meta == "layer 1 → layer 2"  # the most informative one is among them
 
 
-def test_without_a_null_every_cell_is_drawn_in_full():
+def test_without_a_null_no_cell_is_drawn_in_full():
     figure = figures.affinity(affinity_from_counts(np.array([[9.0, 1], [0, 10]])))
     pale, full = of_type(figure, "heatmap")
-    assert np.isnan(pale.z).all()
-    np.testing.assert_allclose(full.z[0], [1, -1], atol=1e-12)  # twice; 2/11 is beyond the scale
-    assert full.z[1][0] == -figure.layout.coloraxis.cmax  # never met: at the end of the scale, not a gap
+    assert np.isnan(full.z).all()
+    np.testing.assert_allclose(pale.z[0], [1, -1], atol=1e-12)  # twice; 2/11 is beyond the scale
+    assert pale.z[1][0] == -figure.layout.coloraxis.cmax  # never met: at the end of the scale, not a gap
 
 
 def test_coactivation_maps(store):
@@ -102,6 +103,22 @@ def test_coactivation_maps(store):
     assert len(of_type(figures.coactivation(result, layers=[4]), "heatmap")) == 2
     with pytest.raises(MoescopeError, match="no layer 3; it has 1, 2, 4, 6"):
         figures.coactivation(result, layers=[3])
+
+
+def test_what_was_not_tested_is_pale_and_said_so(store):
+    alone = coactivation(store, where={"document": [0]})
+    assert np.isnan(alone["q"]).all()
+    drawn = {
+        "one document alone": figures.coactivation(alone),
+        "not tested, so all is pale": figures.affinity_map(affinity(store, permutations=0)),
+    }
+    for words, figure in drawn.items():
+        maps = of_type(figure, "heatmap")
+        assert all(np.isnan(full.z).all() for full in maps[1::2])
+        assert any(np.isfinite(pale.z).any() for pale in maps[::2])
+        assert words in str([note.text for note in figure.layout.annotations])
+    tested = figures.coactivation(coactivation(store))
+    assert "not tested" not in str([note.text for note in tested.layout.annotations])
 
 
 def test_sankey_of_paths_and_transitions(store):
