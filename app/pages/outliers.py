@@ -99,24 +99,23 @@ def _heads(scene: Scene) -> Any:
 
 def _table(scene: Scene) -> pd.DataFrame:
     frame = table(_super(scene))
-    vocabulary = scene.store.vocabulary()
-    frame["token"] = [spelled(text_of_token(vocabulary, int(one))) if one >= 0 else "" for one in frame["token_id"]]
+    frame["token"] = [spelled(text) for text in _texts(scene, frame)]
     frame["super"] = ["yes" if holds else "" for holds in frame["super"]]
-    return _known(frame)
+    return frame
+
+
+def _texts(scene: Scene, frame: pd.DataFrame) -> list[str]:
+    """The text of each row's token, "" where it is not known."""
+    vocabulary, known = scene.store.vocabulary(), frame["token_id"].notna()
+    ids = zip(frame["token_id"], known, strict=True)
+    return [text_of_token(vocabulary, int(one)) if there else "" for one, there in ids]
 
 
 def _massive(scene: Scene) -> pd.DataFrame:
     frame = table(_sinks(scene), ["layer"])
-    vocabulary = scene.store.vocabulary()
-    frame["text"] = [text_of_token(vocabulary, int(one)) if one >= 0 else "" for one in frame["token_id"]]
+    frame["text"] = _texts(scene, frame)
     frame["token"] = [spelled(text) for text in frame["text"]]
-    return _known(frame)
-
-
-def _known(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table without the places that a capture did not keep, which a result holds as -1."""
-    places = [name for name in ("document", "position", "token_id", "channel") if name in frame]
-    return frame.assign(**{name: frame[name].astype("Int64").where(frame[name] >= 0) for name in places})
+    return frame
 
 
 def _elsewhere(scene: Scene) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from moescope.analysis.labelled import provenance
+from moescope.analysis.labelled import NONE_IS_MINUS_ONE, provenance
 from moescope.analysis.question import Analysis
 from moescope.errors import MoescopeError, StoreError
 
@@ -64,7 +64,7 @@ def attention_sinks(store: Store) -> xr.Dataset:
         with np.errstate(divide="ignore", invalid="ignore"):
             jump[1:] = absmax[1:] / absmax[:-1]
     places = {
-        name: ("layer", np.array([peaks[layer][name] if layer in peaks else -1 for layer in layers]))
+        name: ("layer", np.array([peaks[layer][name] if layer in peaks else -1 for layer in layers]), NONE_IS_MINUS_ONE)
         for name in ("token_id", "position", "channel")
     }
     return xr.Dataset(

@@ -22,6 +22,10 @@ PADDING = (
 )
 
 
+NONE_IS_MINUS_ONE = {"none": -1}
+"""Attributes of a variable of whole numbers in which -1 stands for none: `table` leaves it out."""
+
+
 @dataclass(frozen=True)
 class LayerAxis:
     """The layer axis of a result: which MoE layers it has and how wide each is.
@@ -174,7 +178,8 @@ def table(result: xr.Dataset, dims: Sequence[str] | None = None) -> pd.DataFrame
 
     Returns:
         A DataFrame: the coordinates of `dims`, then every variable with exactly these dimensions. Experts that do not
-        exist in a layer are left out; the rows follow the result's own order (`attrs["table_order"]`), largest first.
+        exist in a layer are left out, and so is a -1 that stands for none; the rows follow the result's own order
+        (`attrs["table_order"]`), largest first.
 
     Raises:
         MoescopeError: no variable of the result has these dimensions.
@@ -193,7 +198,7 @@ def table(result: xr.Dataset, dims: Sequence[str] | None = None) -> pd.DataFrame
     if "layer" in wanted and not result.indexes["layer"].is_unique:
         # Two routers in one block share a layer number: their site keys tell the rows apart.
         columns["site"] = result["site"].values[index[wanted.index("layer")]]
-    columns |= {name: result[name].transpose(*wanted).values.ravel() for name in names if name != "exists"}
+    columns |= {name: _column(result[name].transpose(*wanted)) for name in names if name != "exists"}
     frame = pd.DataFrame(columns)
     if "exists" in result and {"layer", "expert"} <= set(wanted):
         rows, experts = index[wanted.index("layer")], index[wanted.index("expert")]
@@ -206,3 +211,12 @@ def table(result: xr.Dataset, dims: Sequence[str] | None = None) -> pd.DataFrame
     if order in columns:
         frame = frame.sort_values(by=order, ascending=False, kind="stable", na_position="last")
     return frame.reset_index(drop=True)
+
+
+def _column(variable: xr.DataArray) -> Any:
+    """The values of a variable in one row; nullable whole numbers where some are none."""
+    import pandas as pd
+
+    values = variable.values.ravel()
+    missing = values == variable.attrs["none"] if "none" in variable.attrs else np.zeros(values.size, dtype=bool)
+    return pd.array(np.where(missing, None, values), dtype="Int64") if missing.any() else values

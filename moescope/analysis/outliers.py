@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
-from moescope.analysis.labelled import PADDING, LayerAxis, provenance
+from moescope.analysis.labelled import NONE_IS_MINUS_ONE, PADDING, LayerAxis, provenance
 from moescope.analysis.question import SEED, Analysis, Parameter
 from moescope.errors import MoescopeError
 
@@ -97,7 +97,7 @@ def super_experts(
         seed=seed,
         n_experts=[int(n) for n in axis.n_experts],
     )
-    extra: dict[str, Any] = {name: (("layer", "expert"), values) for name, values in where.items()}
+    extra: dict[str, Any] = {name: (("layer", "expert"), values, NONE_IS_MINUS_ONE) for name, values in where.items()}
     extra["tokens"] = (("layer", "expert"), tokens)
     result = result.assign(extra).assign_coords(axis.coordinates())
     result.attrs = provenance(store) | {k: v for k, v in result.attrs.items() if k != "store_id"}

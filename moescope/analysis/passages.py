@@ -13,7 +13,7 @@ import xarray as xr
 
 from moescope.analysis.contents import Contents, Stretch, contents_of
 from moescope.analysis.contexts import token_pieces
-from moescope.analysis.labelled import provenance
+from moescope.analysis.labelled import NONE_IS_MINUS_ONE, provenance
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -66,7 +66,11 @@ def passage(store: Store, document: int, layer: int | str, start: int = 0, stop:
     variables |= {name: ("token", values) for name, values in _columns(tokens).items()}
     variables["text"] = ("token", np.array(texts, dtype=object))
     slots = [_slots(routing) for routing in routings]
-    variables["expert"] = (("token", "rank"), _joined([ids for ids, _ in slots], np.int32, site.top_k))
+    variables["expert"] = (
+        ("token", "rank"),
+        _joined([ids for ids, _ in slots], np.int32, site.top_k),
+        NONE_IS_MINUS_ONE,
+    )
     variables["weight"] = (("token", "rank"), _joined([weight for _, weight in slots], np.float32, site.top_k))
     for name in ("entropy", "margin"):
         variables[name] = ("token", _joined([getattr(routing, name) for routing in routings], np.float32))
@@ -120,7 +124,7 @@ def passage_routes(store: Store, document: int, start: int = 0, stop: int | None
     attrs = provenance(store, analysis="passage_routes", document=document, start=start, stop=stop)
     attrs |= {"null": "none: it shows what was captured", "table": "token, layer, rank"}
     return xr.Dataset(
-        {"expert": (("token", "layer", "rank"), expert)},
+        {"expert": (("token", "layer", "rank"), expert, NONE_IS_MINUS_ONE)},
         coords=_layers(sites) | {"token": np.arange(start, stop), "rank": np.arange(expert.shape[2])},
         attrs=attrs,
     )
@@ -171,7 +175,11 @@ def token_routing(store: Store, row: int) -> xr.Dataset:
     total = np.nansum(magnitude, axis=1, keepdims=True)
     share = np.divide(magnitude, total, out=np.full(shape, np.nan), where=total > 0)
     cell = ("layer", "rank")
-    variables: dict[str, Any] = {"expert": (cell, expert), "weight": (cell, weight), "share": (cell, share)}
+    variables: dict[str, Any] = {
+        "expert": (cell, expert, NONE_IS_MINUS_ONE),
+        "weight": (cell, weight),
+        "share": (cell, share),
+    }
     variables |= {name: ("layer", values) for name, values in level.items()}
     coords = _layers(sites) | {"rank": np.arange(widest)}
     attrs = provenance(store, analysis="token_routing", **_about(store, contents, shard, at))

@@ -165,15 +165,16 @@ def _show(result: xr.Dataset, rows: str | None, json: bool, csv: Path | None, ht
         from moescope.figures import draw
 
         draw(result).write_html(html, include_plotlyjs=True)
+    plain = found.astype(object).where(found.notna(), None)
     if json:
-        screen.print_json({"attrs": result.attrs, "rows": found.to_dict("records")})
+        screen.print_json({"attrs": result.attrs, "rows": plain.to_dict("records")})
         return
     for path in (csv, html):
         if path is not None:
             screen.say(f"{path} is written")
     if csv is None and html is None:
         numbers = [str(c) for c in found.columns if found[c].dtype.kind in "if"]
-        shown = found.head(ROWS_SHOWN)
+        shown = plain.head(ROWS_SHOWN)
         cells = [[screen.cell(value) for value in row] for row in shown.to_numpy()]
         screen.table([str(c) for c in found.columns], cells, numbers)
         if len(found) > len(shown):

@@ -1,5 +1,7 @@
 """Super experts: the published example, the structural cap by counting, and both definitions apart."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from moescope import analysis
 from moescope.analysis.outliers import formed_depth, structural_cap
 from moescope.analysis.summary import outlier_finding
+from moescope.cli.analyze import _show
 from moescope.errors import MoescopeError
 from tests.analysis.made_stores import random_truth, write
 
@@ -106,6 +109,19 @@ def test_depth_is_where_the_residual_reaches_its_plateau():
     )
     assert late.attrs["depth"] == 4
     assert "first MoE layer" in late.attrs["depth_from"]
+
+
+def test_a_place_that_is_none_is_no_number_in_a_table(tmp_path, capsys):
+    made = random_truth(np.random.default_rng(0), 6, [4], [2])
+    maxima = np.array([[1.0, 2.0, 3.0, 4.0]])
+    result = analysis.super_experts(write(tmp_path / "s", made, [4], {}, maxima=maxima, hidden=[1.0]))
+    result["position"][0, 2] = -1
+    assert analysis.table(result)["position"].isna().tolist() == [False, True, False, False]  # the largest first
+    _show(result, None, True, None, None)
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["position"] for row in rows] == [0, None, 0, 0]
+    _show(result, None, False, None, None)
+    assert "NA" not in capsys.readouterr().out
 
 
 def test_from_a_store(tmp_path):
