@@ -84,7 +84,8 @@ def affinity(
         independent tokens, to first order; NaN for "weighted" and where slots of k > 1 can miss), normalised =
         mi_corrected / (min(entropy_source, entropy_target) - mi_null), 1 where one top-1 expert decides the other;
         p_mi, q_mi, entropy_source, entropy_target, conditional_entropy = entropy_target - mi, total (summed counts).
-        `pair` is named "source-target"; source_layer, target_layer, source_site, target_site stand along it.
+        `attrs["floor"]` stands where the draws were too few for any transition to reach q <= 0.05, and says how many
+        would do. `pair` is named "source-target"; source_layer, target_layer, source_site, target_site stand along it.
 
     Raises:
         MoescopeError: fewer than two MoE layers, no such pair, nothing left to count, or a result too large for memory.

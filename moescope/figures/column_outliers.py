@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
 from moescope.figures.marks import chance_ticks
+from moescope.figures.pale import PALE
 from moescope.figures.theme import BLUE, colour_bar, row_height, template
 
 READ = (
@@ -19,8 +20,6 @@ READ = (
     "of the normal draws."
 )
 """How to read the figure."""
-PALE = 0.22
-"""Opacity of cells that chance explains."""
 
 
 def weight_outliers(result: xr.Dataset) -> go.Figure:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moescope import analysis
-from moescope.analysis.summary import specialisation_finding
+from moescope.analysis.summary import balance_finding, specialisation_finding
 from tests.analysis.made_stores import random_truth, write
 
 
@@ -35,6 +35,21 @@ def test_a_planted_specialist_is_named_with_its_null(tmp_path):
     assert found["load"].values["layer"] == 2
     assert found["super_experts"].holds is None
     assert "outliers tier" in found["super_experts"].detail
+
+
+def test_the_busiest_of_many_even_layers_is_no_finding():
+    """Its sign holds its level over all layers, where each alone passes its own 99th percentile once in 100."""
+    rng, holds, alone = np.random.default_rng(0), [], []
+    for seed in range(20):
+        result = analysis.load_from_counts(rng.multinomial(4000, np.full(16, 1 / 16), 60), seed=seed)
+        holds.append(balance_finding(result).holds)
+        alone.append(bool((result["max_vio"] > result["null_max_vio_p99"]).any()))
+    assert sum(alone) >= 5
+    assert sum(holds) <= 4  # of 20 at level 0.05: beyond it once in 300
+    busy = rng.multinomial(4000, np.full(16, 1 / 16), 60)
+    busy[7, 3] += 400
+    found = balance_finding(analysis.load_from_counts(busy))
+    assert (found.holds, found.values["layer"], found.values["expert"]) == (True, 7, 3)
 
 
 def test_nothing_is_said_to_be_found_where_nothing_is(tmp_path):
