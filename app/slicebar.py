@@ -7,7 +7,8 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import Dash, Input, Output, State, html, no_update
 
-from moescope.analysis.finding import find_documents
+from moescope.analysis.finding import documents_with
+from moescope.app.answers import Pending
 from moescope.app.aria import named
 from moescope.app.expert_words import where_of
 from moescope.app.links import to
@@ -15,6 +16,8 @@ from moescope.app.place import Place, longest, parse
 from moescope.app.scene import Desk, Scene
 from moescope.app.slicing import names, with_slice, without_slice
 from moescope.errors import MoescopeError
+
+_PATIENCE = 1.0  # seconds that a slice may take before its button is to be pressed again
 
 
 def bar() -> Any:
@@ -69,7 +72,10 @@ def register(app: Dash, desk: Desk) -> None:
         if not clicks or not place or place.get("trouble"):
             return no_update, no_update, no_update, no_update
         try:
-            there = made(desk.scene(parse(place["href"])[0]), str(name or "").strip(), str(words or "").strip())
+            scene = desk.scene(parse(place["href"])[0], patience=_PATIENCE)
+            there = made(scene, str(name or "").strip(), str(words or "").strip())
+        except Pending:
+            return no_update, "The texts are still being searched: press again in a moment.", no_update, no_update
         except MoescopeError as error:
             return no_update, desk.shelf.without_root(str(error)), no_update, no_update
         return there.href, f"Made: {there.slice}.", "", ""
@@ -91,6 +97,7 @@ def made(scene: Scene, name: str, words: str) -> Place:
         words: what the documents' texts must hold.
 
     Raises:
+        Pending: the texts are being searched.
         MoescopeError: nothing narrows the documents, no document has the words, or an address cannot hold them.
     """
     here, where = scene.place, where_of(scene)
@@ -100,13 +107,17 @@ def made(scene: Scene, name: str, words: str) -> Place:
             raise MoescopeError("Select a value of the label, or give words that the texts must hold.")
         if here.slice is None:
             return with_slice(here, shown, scene.by, [here.label]).go(label=None)
-    found = find_documents(scene.store, words or None, where, limit=scene.store.n_documents or 1)
-    if not found.documents:
+    found = scene.compute(
+        ("documents with", words, str(where)),
+        "searching the texts",
+        lambda: documents_with(scene.store, words or None, where),
+    )
+    if not found.size:
         raise MoescopeError(f"No document that counts here has {words!r} in it.")
-    there = with_slice(here, shown, "documents", [one.document for one in found.documents]).go(label=None)
+    there = with_slice(here, shown, "documents", found.tolist()).go(label=None)
     if len(there.slices or "") > longest():
         raise MoescopeError(
-            f"{len(found.documents):,} documents, too scattered for an address: choose rarer words, or select a value "
+            f"{found.size:,} documents, too scattered for an address: choose rarer words, or select a value "
             "of the label first."
         )
     return there

@@ -102,7 +102,12 @@ def _one_line(text: str) -> str:
 
 def _documents(scene: Scene) -> Any:
     place, offset = scene.place, scene.place.listed or 0
-    found = analysis.find_documents(scene.store, place.find, where_of(scene), offset=offset, limit=_LISTED)
+    where = where_of(scene)
+    found = scene.compute(
+        ("documents", place.find, str(where), offset),
+        "searching the texts",
+        lambda: analysis.find_documents(scene.store, place.find, where, offset=offset, limit=_LISTED),
+    )
     rows = []
     for one in found.documents:
         there = place.go(doc=one.document)

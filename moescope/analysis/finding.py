@@ -18,6 +18,8 @@ from moescope.store.documents import Context
 pc: Any = compute  # its functions are made when it is imported: no type checker sees them
 
 if TYPE_CHECKING:
+    from jaxtyping import Bool, Int
+
     from moescope.store import Store
 
 APART = 8192
@@ -120,24 +122,10 @@ def find_documents(
         MoescopeError: no such label or order, or a negative page.
     """
     _page(offset, limit)
-    contents = contents_of(store)
-    table = contents.table
+    table = contents_of(store).table
     if sort not in SORTS and sort not in store.labels:
         raise MoescopeError(f"Documents have no {sort!r} to sort by; they have {', '.join([*SORTS, *store.labels])}.")
-    kept = np.ones(table.num_rows, dtype=bool)
-    for label, wanted in (where or {}).items():
-        if label == "document":
-            numbers = pa.array([wanted] if isinstance(wanted, int | str) else list(wanted)).cast(pa.int64())
-            kept &= pc.is_in(table["document"], numbers).to_numpy(zero_copy_only=False)
-            continue
-        if label not in store.labels:
-            known = ", ".join(store.labels) or "none"
-            raise MoescopeError(f"The store has no label {label!r}; its labels: {known}.")
-        values = [wanted] if isinstance(wanted, str) else list(wanted)
-        kept &= pc.is_in(table[label], pa.array(values, pa.string())).to_numpy(zero_copy_only=False)
-    if text:
-        kept &= contents.having(text)
-    row = np.flatnonzero(kept)
+    row = np.flatnonzero(_fit(store, text, where))
     if sort != "document" or descending:
         keys = [(sort, "descending" if descending else "ascending")]
         keys += [("document", "ascending")] if sort != "document" else []
@@ -155,6 +143,38 @@ def find_documents(
         for one in page
     )
     return FoundDocuments(documents, int(row.size), offset)
+
+
+def documents_with(
+    store: Store, text: str | None = None, where: Mapping[str, str | Sequence[str]] | None = None
+) -> Int[np.ndarray, " document"]:
+    """The numbers of all documents that have a text in them and carry some labels; see `find_documents`.
+
+    Raises:
+        MoescopeError: no such label.
+    """
+    return contents_of(store).table["document"].to_numpy()[_fit(store, text, where)]
+
+
+def _fit(
+    store: Store, text: str | None, where: Mapping[str, str | Sequence[str]] | None
+) -> Bool[np.ndarray, " document"]:
+    contents = contents_of(store)
+    table = contents.table
+    kept = np.ones(table.num_rows, dtype=bool)
+    for label, wanted in (where or {}).items():
+        if label == "document":
+            numbers = pa.array([wanted] if isinstance(wanted, int | str) else list(wanted)).cast(pa.int64())
+            kept &= pc.is_in(table["document"], numbers).to_numpy(zero_copy_only=False)
+            continue
+        if label not in store.labels:
+            known = ", ".join(store.labels) or "none"
+            raise MoescopeError(f"The store has no label {label!r}; its labels: {known}.")
+        values = [wanted] if isinstance(wanted, str) else list(wanted)
+        kept &= pc.is_in(table[label], pa.array(values, pa.string())).to_numpy(zero_copy_only=False)
+    if text:
+        kept &= contents.having(text)
+    return kept
 
 
 def token_occurrences(store: Store, token_id: int, offset: int = 0, limit: int = 20, around: int = 12) -> Occurrences:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import numpy as np
 import pytest
 
 from moescope import analysis
 from moescope.app import book, panels, slicebar
+from moescope.app.answers import Pending
 from moescope.app.place import longest, parse
 from moescope.app.slicing import active
 from moescope.errors import MoescopeError
@@ -28,7 +30,7 @@ def desk(tmp_path_factory):
 
 
 def made(desk, href, name, text):
-    return slicebar.made(desk.scene(parse(href)[0]), name, text)
+    return slicebar.made(desk.scene(parse(href)[0], patience=60), name, text)
 
 
 def test_a_slice_of_the_selected_value(desk):
@@ -50,6 +52,17 @@ def test_a_slice_of_a_search_counts_in_every_analysis(desk):
     assert active(inside) == {"document": numbers}
     both = made(desk, there.go(label="code").href, "both", "")
     assert active(both) == {"document": numbers}
+
+
+def test_texts_are_searched_as_other_long_work_is(desk):
+    go = threading.Event()
+    busy = [desk.jobs.start("long", lambda job: go.wait(30)) for _ in range(2)]
+    scene = desk.scene(parse("/store/s?label=code")[0])
+    with pytest.raises(Pending) as pending:
+        slicebar.made(scene, "later", "rare")
+    go.set()
+    assert all(job.wait(30) for job in (*busy, pending.value.job))
+    assert active(slicebar.made(scene, "later", "rare")) == {"document": [0]}
 
 
 @pytest.mark.parametrize(
