@@ -24,6 +24,7 @@ PATIENCE = 0.05
 
 _LARGEST = 256 << 20  # bytes of results kept
 _NICE = 5  # of what is counted: clicks go first, and beside another program it still gets a quarter of a core
+_KEPT = 1000  # questions of which it is known for how long they may be left
 _LEFT = 5.0  # seconds after which who has not asked again has gone elsewhere: panels that wait ask every second
 
 
@@ -123,6 +124,8 @@ class Answers:
                 job.cancel()
                 self._forget(key)
                 self._left[key] = 2 * allowed
+                while len(self._left) > _KEPT:
+                    del self._left[next(iter(self._left))]
 
     def _forget(self, key: Hashable) -> None:
         del self._running[key], self._asked[key]

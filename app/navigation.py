@@ -230,10 +230,11 @@ def searched(here: Place, text: str) -> Place:
     return here.go(page="expert", layer=str(layer), expert=expert)
 
 
-def alarmed(error: Exception) -> None:
+def alarmed(desk: Desk, error: Exception) -> None:
     """An error that nobody foresaw stays visible on the page, and its trace goes to the log."""
     logging.getLogger(__name__).error("a callback failed", exc_info=error)
-    shown = str(error) if isinstance(error, MoescopeError) else f"{type(error).__name__}: {error}"
+    words = desk.shelf.without_root(str(error))
+    shown = words if isinstance(error, MoescopeError) else f"{type(error).__name__}: {words}"
     set_props("alarm", {"children": dmc.Alert(shown, title="Something failed", color="red", withCloseButton=True)})
 
 

@@ -11,6 +11,7 @@ nonsense in it still leads somewhere: what cannot be read is left out, and said.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
@@ -315,7 +316,8 @@ def _value(name: str, kind: str, text: str) -> Any:
     if kind.startswith("int"):
         return int(text) if re.fullmatch(r"\d{1,15}", text) else None
     if kind.startswith("float"):
-        return float(text) if re.fullmatch(r"\d{1,15}(\.\d{1,17})?(e-?\d{1,3})?", text, re.ASCII) else None
+        written = re.fullmatch(r"\d{1,15}(\.\d{1,17})?(e-?\d{1,3})?", text, re.ASCII)
+        return float(text) if written and math.isfinite(float(text)) else None
     if kind == "bool":
         return {"1": True, "true": True}.get(text)
     if kind.startswith("tuple"):

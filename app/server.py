@@ -59,7 +59,7 @@ def build(
         assets_folder=str(Path(__file__).parent / "assets"),
         index_string=shell.INDEX,
         suppress_callback_exceptions=True,
-        on_error=navigation.alarmed,
+        on_error=lambda error: navigation.alarmed(desk, error),
         add_log_handler=False,
     )
     app.layout = shell.layout(desk)

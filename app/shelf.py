@@ -50,6 +50,9 @@ class Shelf:
         """Every store's name, also of those that cannot be opened."""
         if self.alone:
             return [self.root.name]
+        with self._lock:  # what has been deleted is let go
+            for name in [name for name in self._open if not (self.root / name / MANIFEST).is_file()]:
+                del self._open[name]
         found = []
         for folder, inside, files in os.walk(self.root):
             depth = len(Path(folder).relative_to(self.root).parts)

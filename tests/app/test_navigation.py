@@ -6,9 +6,10 @@ import shutil
 
 import pytest
 
+from moescope.app import navigation
 from moescope.app.navigation import same_page, state
 from moescope.app.place import Place
-from tests.app.made_desk import made_desk, made_shelf
+from tests.app.made_desk import made_desk, made_shelf, words
 
 
 @pytest.fixture
@@ -33,3 +34,10 @@ def test_a_store_captured_again_under_its_name_makes_its_page_anew(desk):
     now = state(desk, here)
     assert now["layers"] == before["layers"]
     assert not same_page(now, before)
+
+
+def test_an_error_nobody_foresaw_names_no_folder_of_this_machine(desk, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(navigation, "set_props", lambda name, props: shown.update({name: props}))
+    navigation.alarmed(desk, OSError(f"nothing left at {desk.shelf.root / 'a'}"))
+    assert words(shown["alarm"]["children"]) == "OSError: nothing left at a"

@@ -86,6 +86,7 @@ def test_nonsense_leads_somewhere(text):
         ("/store/demo?page=lab", "'page', which means nothing here"),
         ("/store/demo?expert=-1", "'expert' as '-1'"),
         ("/store/demo?expert=1e3", "'expert' as '1e3'"),
+        ("/store/demo?temperature=1e999", "'temperature' as '1e999'"),
         ("/store/demo?layer=../x", "'layer' as '../x'"),
         ("/store/demo?phase=both", "'phase' as 'both'"),
         ("/store/demo?value=share", "'value' as 'share'"),

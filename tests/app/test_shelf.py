@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -80,3 +82,13 @@ def test_a_deleted_store_and_a_broken_one_say_so(folder):
 def test_no_folder_is_refused(tmp_path):
     with pytest.raises(StoreError, match="is no folder"):
         Shelf(tmp_path / "nothing")
+
+
+def test_a_deleted_store_is_let_go(folder):
+    shelf = Shelf(folder)
+    held = weakref.ref(shelf.open("deep/two").store)
+    assert held() is not None
+    shutil.rmtree(folder / "deep")
+    assert shelf.names() == ["one"]
+    gc.collect()
+    assert held() is None
