@@ -116,11 +116,7 @@ def association(
     variables["documents"] = ("label", documents)
     variables["uniform"] = ("layer", axis.top_k / axis.n_experts)
     variables["exists"] = (("layer", "expert"), axis.exists)
-    attrs = (
-        attrs
-        | noted([*notes, f"{attrs['floor']}, or read p_max"] if "floor" in attrs else notes)
-        | {"padding": PADDING, "table": "layer, expert, label", "table_order": "npmi"}
-    )
+    attrs = attrs | noted(notes) | {"padding": PADDING, "table": "layer, expert, label", "table_order": "npmi"}
     return xr.Dataset(variables, coords=axis.coordinates() | {"label": list(labels)}, attrs=attrs)
 
 

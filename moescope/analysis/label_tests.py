@@ -145,6 +145,7 @@ def against_dealings(
     p = axis.pad([null.p_value(row, test.alternative) for row in range(len(tables))])
     q = q_values(p, test.correction)
     attrs |= floor_of(p, q, permutations, tests, test.alternative)
+    notes += [f"{attrs['floor']}, or read p_max"] if "floor" in attrs else []
     statistics |= {
         "p": p,
         "q": q,

@@ -281,6 +281,7 @@ def _matched(
         }
         tests = int((~np.isnan(p)).sum())
         attrs = attrs | floor_of(p, q, null.draws, tests, test.alternative)
+        notes += [f"{attrs['floor']}, or read p_max"] if "floor" in attrs else []
         attrs = attrs | {"family": f"all {tests} defined (layer, expert, label) cells of this result"}
     else:
         notes.append(f"{NO_P}: no permutations were asked for")

@@ -11,6 +11,7 @@ from moescope.analysis import affinities
 from moescope.analysis.atlas_table import atlas
 from moescope.analysis.cards import absent
 from moescope.analysis.discovery import adjusted, too_few
+from moescope.analysis.domains import domain_specialisation_from_documents
 from moescope.analysis.expert_summary import preference_finding
 from moescope.analysis.specialisation import npmi_from_documents
 from moescope.analysis.summary import specialisation_finding
@@ -70,6 +71,9 @@ def test_preferences_that_no_dealing_could_show_are_not_said_to_be_chance():
     counts[:, 1] = [rng.multinomial(n, row / row.sum()) for n, row in zip(tokens, counts[:, 1], strict=True)]
     few, enough = (npmi_from_documents(counts, tokens, labels, permutations=n) for n in (30, 2000))
     assert specialisation_finding(enough).holds
+    assert few.attrs["floor"] in few.attrs["notes"]
+    shares = domain_specialisation_from_documents(counts, tokens, labels, permutations=30)
+    assert shares.attrs["floor"] in shares.attrs["notes"]
     told = specialisation_finding(few)
     assert told.holds is None
     assert "With 30 permutations no p is below" in told.detail
