@@ -218,5 +218,6 @@ def _column(variable: xr.DataArray) -> Any:
     import pandas as pd
 
     values = variable.values.ravel()
-    missing = values == variable.attrs["none"] if "none" in variable.attrs else np.zeros(values.size, dtype=bool)
-    return pd.array(np.where(missing, None, values), dtype="Int64") if missing.any() else values
+    if "none" not in variable.attrs or not (values == variable.attrs["none"]).any():
+        return values
+    return pd.Series(values).astype("Int64").mask(values == variable.attrs["none"]).array
