@@ -3,6 +3,7 @@ window.dash_clientside = window.dash_clientside || {};
 (function () {
   "use strict";
   const same = () => window.dash_clientside.no_update;
+  const told = new Map(); // what the place last said of each control
 
   /* Leads to an address of this app without loading the page again, as its links do; another page begins at its top. */
   function go(href) {
@@ -61,6 +62,10 @@ window.dash_clientside = window.dash_clientside || {};
     setting: function (place, id, now) {
       if (!place) return same();
       const value = place[id.field] ?? (id.default === "" ? null : id.default);
+      // A place that is late does not take back what has been set since; a control that is new shows its default.
+      const control = JSON.stringify(id), old = told.get(control) === String(value);
+      told.set(control, String(value));
+      if (old && ![null, undefined, ""].includes(now) && String(now) !== id.default) return same();
       if (value === null) return now === null || now === "" ? same() : typeof now === "string" && ["find", "prompt", "recipe", "markers"].includes(id.field) ? "" : null;
       return String(value) === String(now) ? same() : typeof now === "number" ? Number(value) : String(value);
     },

@@ -151,3 +151,29 @@ def test_an_expert_is_pruned_replaced_by_another_and_its_layer_routed_by_clicks(
     lines = [" ".join(line.split()) for line in page.locator(".edits li").all_inner_texts()]
     assert lines == ["L2E5prune ×", "L2E3, 6copies of E3 ×", "L2only the top 1 ×"]
     visitor.well()
+
+
+def test_a_place_that_is_late_does_not_take_back_what_has_been_set_since(visitor):
+    page = visitor.go("/store/demo/lab").page
+    held = []
+
+    def late(route):
+        changed = " ".join((route.request.post_data_json or {}).get("changedPropIds", []))
+        held.append(route) if "url.href" in changed and not held else route.continue_()
+
+    page.route("**/_dash-update-component**", late)
+    page.get_by_label("Prompt", exact=True).fill("Once upon a time")
+    page.get_by_label("Tokens at most").fill("12")
+    page.wait_for_url("**prompt=Once**")
+    page.wait_for_timeout(1_000)  # the control has said 12, and the page does not know the prompt's address yet
+    held[0].continue_()
+    page.wait_for_url("**new=12**")
+    visitor.settle()
+    here = parse(visitor.href)[0]
+    assert (here.prompt, here.new) == ("Once upon a time", 12)
+    assert page.get_by_label("Tokens at most").input_value() == "12"
+    # Back takes both back, one after the other.
+    page.go_back()
+    page.wait_for_function("() => [...document.querySelectorAll('input')].some((one) => one.value === '64')")
+    assert parse(visitor.href)[0].prompt == "Once upon a time"
+    visitor.well()
