@@ -50,7 +50,7 @@ def panel(view: View, scene: Scene, drawn: Any = None, key: list[Any] | None = N
         bound = {} if view.tallest is None else {"maxHeight": f"{view.tallest}px", "overflowY": "auto"}
         body: Any = html.Div(_graph(view), id=part("body", view), className="panel-figure", style=bound)
     elif isinstance(view, TableView):
-        body = html.Div(_table(view), id=part("body", view))
+        body = html.Div(_table(view), id=part("body", view), className="panel-table")
     else:
         body = html.Div(drawn, id=part("body", view), className="panel-block")
     state = [

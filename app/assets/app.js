@@ -86,7 +86,7 @@ window.dash_clientside = window.dash_clientside || {};
           for (const seen of [true, false]) api.setColumnsVisible(columns.filter((column) => (all || !out(column)) === seen), seen);
           document.querySelectorAll(`[data-columns="${id.view}"] input`).forEach((box) => { box.checked = api.getColumn(box.name).isVisible(); });
         }, 30));
-      return "";
+      return "panel-table";
     },
     refill: function (columns, id) {
       if (columns && columns.length)

@@ -143,14 +143,30 @@ def test_a_figure_is_saved_as_one_file_that_works_offline(visitor, chromium, tmp
 
 def test_a_panel_fills_the_window_and_leaves_it(visitor):
     visitor.go("/store/demo")
+    height = "() => document.querySelector('#panel-grid .js-plotly-plot')._fullLayout.height"
+    own = visitor.page.evaluate(height)
+    assert own < 400
     visitor.page.locator("[data-act=full]").first.click()
     visitor.settle()
     panel = visitor.page.locator(".panel.full")
     assert panel.bounding_box()["width"] == 1280
-    assert parse(visitor.href)[0].full == panel.get_attribute("id").removeprefix("panel-")
+    assert parse(visitor.href)[0].full == panel.get_attribute("id").removeprefix("panel-") == "grid"
+    visitor.page.wait_for_function(f"({height})() > 650")
+    assert panel.evaluate("full => full.scrollHeight <= full.clientHeight")
     visitor.page.keyboard.press("Escape")
     visitor.settle()
     assert visitor.page.locator(".panel.full").count() == 0
+    visitor.page.wait_for_function(f"({height})() === {own}")
+    visitor.well()
+
+
+def test_a_table_fills_the_window_and_leaves_it(visitor):
+    visitor.go("/store/demo/specialisation?full=cells")
+    table = visitor.page.locator("#panel-cells .panel-grid")
+    assert table.bounding_box()["height"] > 650
+    visitor.page.keyboard.press("Escape")
+    visitor.settle()
+    assert table.bounding_box()["height"] == 400
     visitor.well()
 
 
