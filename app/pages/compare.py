@@ -130,7 +130,7 @@ def sets_of(scene: Scene) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[
         if wanted == place.slice and place.label is None:
             raise MoescopeError("Both sets are the same slice: choose another to hold it against.")
         return first, second, (name, f"slice {wanted}")
-    inside = (scene.where or {}).get(by)
+    inside = None if by is None else (scene.where or {}).get(by)
     known = [value for value in label_values(scene) if inside is None or place.label is None or value in inside]
     if against is not None and by is not None:
         if against == place.label:
