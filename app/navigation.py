@@ -72,7 +72,6 @@ def register(app: Dash, desk: Desk) -> None:
     @app.callback(
         Output("url", "href", allow_duplicate=True),
         Output({"type": "graph", "of": "figure", "view": ALL}, "clickData"),
-        Output({"type": "graph", "of": "figure", "view": ALL}, "selectedData"),
         Input({"type": "graph", "of": "figure", "view": ALL}, "clickData"),
         Input({"type": "graph", "of": "figure", "view": ALL}, "selectedData"),
         State("place", "data"),
@@ -82,7 +81,7 @@ def register(app: Dash, desk: Desk) -> None:
         kept = [no_update] * len(clicks)
         given = ctx.triggered[0]["value"] if ctx.triggered else None
         if not ctx.triggered_id or not given or not given.get("points") or not place:
-            return no_update, kept, kept
+            return no_update, kept
         here = parse(place["href"])[0]
         view = book.view(ctx.triggered_id["view"])
         there: Place | None = None
@@ -95,7 +94,7 @@ def register(app: Dash, desk: Desk) -> None:
             there = view.pick(desk.scene(here), given["points"][0])
         # Forgotten at once, so that a second click on the same point counts.
         cleared = [None if value else no_update for value in clicks]
-        return (no_update if there is None or there == here else there.href), cleared, kept
+        return (no_update if there is None or there == here else there.href), cleared
 
     @app.callback(
         Output("url", "href", allow_duplicate=True),

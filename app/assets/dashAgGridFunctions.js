@@ -4,6 +4,3 @@ dagfuncs.themeOfPage = (quartz) =>
   quartz
     .withParams({ backgroundColor: "#ffffff", foregroundColor: "#23272e", headerBackgroundColor: "#f4f5f6", browserColorScheme: "light", fontSize: 13, spacing: 5, fontFamily: "inherit" }, "light")
     .withParams({ backgroundColor: "#22262c", foregroundColor: "#e4e6ea", headerBackgroundColor: "#2b3037", browserColorScheme: "dark", fontSize: 13, spacing: 5, fontFamily: "inherit" }, "dark");
-
-/* Numbers as plotly's formats write them; what is missing stays empty. */
-dagfuncs.numberAs = (form) => (value) => (value === null || value === undefined ? "" : d3.format(form)(value));
