@@ -56,8 +56,8 @@ def register(app: Dash, desk: Desk) -> None:
         Output(graph, "figure"),
         Output(graph, "style"),
         Output({"type": "body", "of": "figure", "view": MATCH}, "tabIndex"),
-        *said("figure"),
-        *asked("figure"),
+        *outputs_of("figure"),
+        *inputs_of("figure"),
         prevent_initial_call=True,
     )
     def _figure(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
@@ -70,8 +70,8 @@ def register(app: Dash, desk: Desk) -> None:
 
     @app.callback(
         Output({"type": "body", "of": "block", "view": MATCH}, "children"),
-        *said("block"),
-        *asked("block"),
+        *outputs_of("block"),
+        *inputs_of("block"),
         prevent_initial_call=True,
     )
     def _block(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
@@ -117,7 +117,7 @@ def _shown(figure: dict[str, Any]) -> dict[str, str]:
     return {"display": "block"} | ({"minHeight": f"{height}px"} if height else {})
 
 
-def asked(of: str) -> list[Any]:
+def inputs_of(of: str) -> list[Any]:
     """What every panel of one kind is drawn from: (wanted, ticks, act, its id, place, theme, job)."""
 
     def one(kind: str) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def asked(of: str) -> list[Any]:
     ]
 
 
-def said(of: str) -> list[Any]:
+def outputs_of(of: str) -> list[Any]:
     """What every panel says beside what it shows: a note, whether and when it asks again, the job it waits for."""
 
     def one(kind: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, no_updat
 from moescope.analysis.labelled import layer_name
 from moescope.app import book
 from moescope.app.answers import PATIENCE, Pending
-from moescope.app.drawing import asked, cancelled, guarded, once_more, pressed, said
+from moescope.app.drawing import cancelled, guarded, inputs_of, once_more, outputs_of, pressed
 from moescope.app.panels import HIDDEN, note
 from moescope.app.place import Place, parse, short
 from moescope.app.scene import Desk, Scene
@@ -33,8 +33,8 @@ def register(app: Dash, desk: Desk) -> None:
     @app.callback(
         Output(one("grid"), "columnDefs"),
         Output(one("grid"), "style"),
-        *said("table"),
-        *asked("table"),
+        *outputs_of("table"),
+        *inputs_of("table"),
         prevent_initial_call=True,
     )
     def _columns(wanted: Any, ticks: Any, act: Any, name: Any, place: Any, theme: Any, job: Any) -> Any:
