@@ -15,6 +15,27 @@ window.dash_clientside = window.dash_clientside || {};
   const tell = (id, value) => window.dash_clientside.set_props(id, { data: { ...value, at: Date.now() } });
   const layoutChanged = () => window.setTimeout(() => window.dispatchEvent(new Event("resize")), 30);
 
+  const OUTLINE = { name: "selected", line: { width: 2.5, color: "#d6336c" }, layer: "above" };
+
+  /* The ring round the selected expert in a map of points: each carries [layer, expert, …], wherever it stands. */
+  function pointOf(plot, place) {
+    const sees = (ids) => ids && String(ids[0]) === String(place.layer) && Number(ids[1]) === place.expert;
+    return plot.data.flatMap((trace, number) => {
+      const at = (trace.customdata || []).findIndex(sees);
+      if (at < 0) return [];
+      const { x, y } = plot.calcdata[number][at];
+      const pixels = { xsizemode: "pixel", ysizemode: "pixel", x0: -11, x1: 11, y0: -11, y1: 11 };
+      return [{ ...OUTLINE, type: "circle", xref: "x", yref: "y", xanchor: x, yanchor: y, ...pixels }];
+    });
+  }
+
+  /* Its cell in maps whose x is the expert and whose y is the layer. */
+  function cellOf(meta, place) {
+    const row = meta.marks.indexOf(String(place.layer));
+    const at = { x0: place.expert - 0.5, x1: place.expert + 0.5, y0: row - 0.5, y1: row + 0.5 };
+    return row < 0 ? [] : (meta.axes || [["x", "y"]]).map(([x, y]) => ({ ...OUTLINE, type: "rect", xref: x, yref: y, ...at }));
+  }
+
   window.dash_clientside.moescope = {
     /* The key of what a panel shows: [store, version, trouble, fields it reads…]; unchanged, nobody asks the server. */
     wanted: function (place, theme, reads, before) {
@@ -23,7 +44,7 @@ window.dash_clientside = window.dash_clientside || {};
       const key = ["store", "version", "trouble", ...(reads || [])].map(value);
       return JSON.stringify(key) === JSON.stringify(before) ? same() : key;
     },
-    /* Outlines the selected expert in a map whose x is the expert and whose y is the layer. */
+    /* Outlines the selected expert in a map. */
     mark: function (place, figure, id) {
       const meta = figure && figure.layout && figure.layout.meta;
       if (!place || !meta || !(meta.marks || meta.points)) return "";
@@ -34,26 +55,7 @@ window.dash_clientside = window.dash_clientside || {};
         if (!plot || !plot.layout || !window.Plotly) return;
         const kept = (plot.layout.shapes || []).filter((shape) => shape.name !== "selected");
         const has = (plot.layout.shapes || []).length;
-        if (meta.points) {
-          // A map of points: each carries [layer, expert, …], wherever it stands.
-          const sees = (ids) => ids && String(ids[0]) === String(place.layer) && Number(ids[1]) === place.expert;
-          for (const trace of place.expert === null ? [] : plot.data) {
-            const at = (trace.customdata || []).findIndex(sees);
-            if (at >= 0)
-              kept.push({
-                name: "selected", type: "circle", xref: "x", yref: "y", xsizemode: "pixel", ysizemode: "pixel", layer: "above",
-                xanchor: plot.calcdata[plot.data.indexOf(trace)][at].x, yanchor: plot.calcdata[plot.data.indexOf(trace)][at].y,
-                x0: -11, x1: 11, y0: -11, y1: 11, line: { width: 2.5, color: "#d6336c" },
-              });
-          }
-        } else if (place.layer !== null && place.expert !== null && place.layer !== undefined) {
-          const row = meta.marks.indexOf(String(place.layer));
-          if (row >= 0) for (const [x, y] of meta.axes || [["x", "y"]])
-            kept.push({
-              name: "selected", type: "rect", xref: x, yref: y, line: { width: 2.5, color: "#d6336c" }, layer: "above",
-              x0: place.expert - 0.5, x1: place.expert + 0.5, y0: row - 0.5, y1: row + 0.5,
-            });
-        }
+        if (place.expert !== null) kept.push(...(meta.points ? pointOf(plot, place) : cellOf(meta, place)));
         if (kept.length || has) window.Plotly.relayout(plot, { shapes: kept });
       }, 60);
       return "";
