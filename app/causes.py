@@ -56,8 +56,9 @@ def draw(scene: Scene) -> Any:
         raise Pending(job)
     if job is not None and job.state == "done":
         return _shown(scene, model, job.result, site, expert)
-    failed = job is not None and job.state == "failed"
-    trouble = [note(scene.desk.shelf.without_root(job.error), trouble=True)] if failed else []
+    trouble = []
+    if job is not None and job.state == "failed":
+        trouble.append(note(scene.desk.shelf.without_root(job.error), trouble=True))
     button = dmc.Button("Measure", id="effect-measure", size="xs", n_clicks=0)
     return html.Div([*trouble, html.P(_plan(scene), className="dim"), button], className="causes")
 

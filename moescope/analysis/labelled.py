@@ -220,4 +220,5 @@ def _column(variable: xr.DataArray) -> Any:
     values = variable.values.ravel()
     if "none" not in variable.attrs or not (values == variable.attrs["none"]).any():
         return values
-    return pd.Series(values).astype("Int64").mask(values == variable.attrs["none"]).array
+    none: Any = values == variable.attrs["none"]
+    return pd.Series(values).astype("Int64").mask(none).array
