@@ -14,10 +14,11 @@ from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, htm
 from moescope import figures
 from moescope.app import book
 from moescope.app.answers import PATIENCE, Pending
+from moescope.app.links import to
 from moescope.app.panels import HIDDEN, MODEBAR, note, progress
 from moescope.app.place import parse
 from moescope.app.scene import Desk, Scene
-from moescope.app.views import BlockView, FigureView, Page, Partial, View
+from moescope.app.views import BlockView, ElsewhereError, FigureView, Page, Partial, View
 from moescope.errors import CancelledError, MoescopeError
 
 if TYPE_CHECKING:
@@ -200,6 +201,8 @@ def guarded(view: View, desk: Desk, draw: Callable[[], Any]) -> tuple[Any, list[
         return None, [progress(view, job.title, job.what, job.done, job.total), False, job.id]
     except CancelledError as stopped:
         return None, [note(str(stopped), retry=view), True, None]
+    except ElsewhereError as error:
+        return None, [note(f"{error} ", way=to(error.there, error.way)), True, None]
     except MoescopeError as error:
         return None, [note(desk.shelf.without_root(str(error))), True, None]
     except (OSError, pa.ArrowException) as error:

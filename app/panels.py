@@ -69,15 +69,18 @@ def panel(view: View, scene: Scene, drawn: Any = None, key: list[Any] | None = N
     )
 
 
-def note(message: str, trouble: bool = False, retry: View | None = None) -> Any:
-    """A word of why a panel is empty, or of what went wrong."""
+def note(message: str, trouble: bool = False, retry: View | None = None, way: Any = None) -> Any:
+    """A word of why a panel is empty, or of what went wrong; and a link that leads on."""
     button = (
         dmc.Button("Try again", size="compact-xs", variant="light", **_act("retry", retry))
         if retry is not None
         else None
     )
     return dmc.Alert(
-        dmc.Group([html.Span(message), button] if button else [html.Span(message)], justify="space-between"),
+        dmc.Group(
+            [html.Span([message] if way is None else [message, way]), *([button] if button else [])],
+            justify="space-between",
+        ),
         color="red" if trouble else "gray",
         variant="light",
         className="note",

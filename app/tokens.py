@@ -71,7 +71,7 @@ def marked(text: str) -> list[Any]:
 
 def spelled(text: str, most: int = 200) -> str:
     """The same in one line of plain text, blanks seen, for names and tooltips."""
-    blanks = {" ": "␣", "\n": "⏎", "\t": "⇥"}
+    blanks = {" ": "␣", "\n": "↵", "\t": "⇥"}
     shown = "".join(
         blanks.get(c) or (f"⟨{_named(c)}⟩" if unicodedata.category(c) in _ODD else c) for c in text[: most + 1]
     )

@@ -13,12 +13,26 @@ from typing import TYPE_CHECKING, Any
 from moescope.app.answers import Pending
 from moescope.app.place import Place, coerced
 from moescope.app.scene import Scene
+from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
     from moescope.store import Store
+
+
+class ElsewhereError(MoescopeError):
+    """What cannot be shown here, and where it can.
+
+    Attributes:
+        there: the place.
+        way: what its link says.
+    """
+
+    def __init__(self, message: str, there: Place, way: str) -> None:
+        super().__init__(message)
+        self.there, self.way = there, way
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from moescope.app.linestocopy import copied
 from moescope.app.links import to
 from moescope.app.place import Place
 from moescope.app.scene import Scene
-from moescope.app.views import BlockView, FigureView, Page
-from moescope.errors import MoescopeError
+from moescope.app.views import BlockView, ElsewhereError, FigureView, Page
+from moescope.errors import CancelledError, MoescopeError
 from moescope.figures.maps import READ_TRUST
 
 _ALIKE = {"profile": "Labels", "tokens": "Tokens", "outputs": "Outputs"}
@@ -191,7 +191,14 @@ def _tokens(scene: Scene) -> Any:
     if ink not in ("occurrences", "share"):
         raise MoescopeError(f"Tokens are coloured by occurrences or share, not {ink!r}.")
     layer = None if ink == "occurrences" else scene.place.layer or scene.layers[0]
-    return figures.token_map(scene.ask("token_map"), layer=layer)
+    try:
+        found = scene.ask("token_map")
+    except CancelledError:
+        raise
+    except MoescopeError as reason:
+        there = scene.place.go(page="analyses", question="token_map", options=None, full=None)
+        raise ElsewhereError(str(reason).replace("`", ""), there, "Its parameters are on Analyses →") from reason
+    return figures.token_map(found, layer=layer)
 
 
 def _to_token(place: Place, point: dict[str, Any]) -> Place | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from moescope.store import Store
 
-_BLANKS = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
+_BLANKS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"})
 
 
 @dataclass(frozen=True)

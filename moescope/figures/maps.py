@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from moescope.analysis.contexts import visible
 from moescope.errors import MoescopeError
 from moescope.figures.axes import DEPTH, layer_names
 from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, shortened, template
@@ -144,7 +145,7 @@ def token_map(result: xr.Dataset, named: int = 40, layer: str | int | None = Non
         MoescopeError: the result has no such layer.
     """
     count = result["count"].values.astype(float)
-    written = [repr(str(text))[1:-1].replace(" ", "␣") for text in result["text"].values]
+    written = [repr(visible(str(text)))[1:-1] for text in result["text"].values]
     texts, short = [_printed(text) for text in written], [_printed(shortened(text, NAME)) for text in written]
     points = np.stack([result["x"].values, result["y"].values], axis=-1)
     frequent = _apart(points, np.argsort(-count, kind="stable"), named)

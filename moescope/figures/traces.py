@@ -224,7 +224,7 @@ def _title(result: xr.Dataset) -> dict[str, Any]:
 
 
 def _short(text: str, most: int) -> str:
-    text = text.replace("\n", "⏎").strip()
+    text = text.replace("\n", "↵").strip()
     return plain(text if len(text) <= most else text[: most - 1] + "…")
 
 

@@ -330,7 +330,7 @@ def test_a_generated_token_does_not_turn_its_table_around(desk, monkeypatch):
     monkeypatch.setattr(labanswers, "compared", lambda scene: found)
     frame = labanswers.tokens(desk.scene(HERE))
     for name in says:
-        assert frame[name].tolist() == ["safe␣⟨U+202E⟩", "⟨U+200B⟩⏎"]
+        assert frame[name].tolist() == ["safe␣⟨U+202E⟩", "⟨U+200B⟩↵"]
 
 
 @pytest.mark.parametrize(

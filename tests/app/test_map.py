@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from plotly.utils import PlotlyJSONEncoder
 
 from moescope import analysis
 from moescope.app.answers import Answers, Pending
 from moescope.app.book import view
+from moescope.app.drawing import guarded
 from moescope.app.jobs import Jobs
 from moescope.app.pages import map as page
 from moescope.app.place import Place, parse
 from moescope.app.scene import Desk
 from moescope.app.shelf import Shelf
+from moescope.app.views import ElsewhereError
 from moescope.errors import MoescopeError
 from tests.analysis.made_stores import random_truth, write
+from tests.app.made_desk import drawn as shown_of
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +139,17 @@ def test_a_map_is_first_by_what_can_be_answered(held):
         assert page._alike(here) == page._alike_choice(here).children.value == wanted
     with pytest.raises(MoescopeError, match="Choose Tokens"):
         view("expert-map").draw(desk.scene(Place("map", "two", by="split", alike="profile")))
+
+
+def test_too_few_tokens_lead_to_the_analyses(tmp_path):
+    write(tmp_path / "few", random_truth(np.random.default_rng(1), 3, [4], [2], longest=4), [4], {})
+    jobs = Jobs()
+    desk = Desk(Shelf(tmp_path), jobs, Answers(jobs))
+    with pytest.raises(ElsewhereError, match="lower min_count") as caught:
+        shown_of(desk, view("token-map"), Place("map", "few"))
+    assert (caught.value.there.page, caught.value.there.question) == ("analyses", "token_map")
+    shown, (said, *_) = guarded(
+        view("token-map"), desk, lambda: view("token-map").draw(desk.scene(Place("map", "few")))
+    )
+    assert shown is None
+    assert caught.value.there.href in json.dumps(said, cls=PlotlyJSONEncoder)

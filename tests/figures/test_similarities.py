@@ -142,7 +142,7 @@ def test_the_map_of_tokens_shows_text_as_written():
     assert [bool(text) for text in dots.text] == [False, True, True]
     assert "<" not in dots.text[1]
     assert "%{x}" in dots.text[1]  # printed: text is no template
-    assert dots.text[2] == "\\n"
+    assert dots.text[2] == "↵"
     np.testing.assert_allclose(dots.marker.color, np.log10(np.array([5, 500, 50]) / 5))
     assert "3 of 40 token ids" in figure.layout.title.text
 
