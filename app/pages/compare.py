@@ -10,7 +10,7 @@ from moescope import analysis, figures
 from moescope.analysis.cards import parsed
 from moescope.analysis.labelled import table
 from moescope.app import controls
-from moescope.app.expert_words import where_of
+from moescope.app.expert_words import where_of, worded
 from moescope.app.labels import label_values
 from moescope.app.links import to
 from moescope.app.place import Place
@@ -35,11 +35,14 @@ def _pair(scene: Scene) -> Any:
     """The two stores side by side, with the edits under which each was captured; or which there are to choose from."""
     place = scene.place
     if place.other is None:
-        names = [name for name in scene.desk.shelf.names() if name != scene.opened.name]
-        words = "Compare this store with another capture of the same tokens, before and after a recipe, for instance: "
-        none = "There is no other store in this folder. `moescope capture` under `--recipe` makes one to compare with."
+        names = _alike(scene)
+        words = "Compare this store with another of its model, before and after a recipe, for instance: "
+        none = (
+            "No other store in this folder is of this model. `moescope capture` under `--recipe` makes one to compare "
+            "with."
+        )
         links = [to(place.go(other=name), name, className="tally") for name in names[:12]]
-        inside: list[Any] = [words, html.Span(links, className="tallies inline")] if names else [none]
+        inside: list[Any] = [words, html.Span(links, className="tallies inline")] if names else worded(none)
         return html.Article(html.Div(inside, className="dim"), className="panel finding counted")
     other = scene.other()
     if other.name == scene.opened.name:
@@ -52,6 +55,21 @@ def _pair(scene: Scene) -> Any:
         ],
         className="two-sides",
     )
+
+
+def _alike(scene: Scene) -> list[str]:
+    """The other stores whose layers and experts are this store's: what can be compared expert by expert."""
+    found = []
+    for name in scene.desk.shelf.names():
+        try:
+            other = scene.desk.shelf.open(name)
+        except MoescopeError:  # a damaged store is named on the page of stores
+            continue
+        same = other.store.manifest.model.name == scene.store.manifest.model.name
+        shapes = [[(site.key, site.n_experts) for site in one.store.sites] for one in (other, scene.opened)]
+        if name != scene.opened.name and same and shapes[0] == shapes[1]:
+            found.append(name)
+    return found
 
 
 def _side(opened: Opened, role: str, link: Any) -> Any:
@@ -118,10 +136,8 @@ def sets_of(scene: Scene) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[
     place, by = scene.place, scene.by
     first = where_of(scene)
     if first is None:
-        raise MoescopeError(
-            "Select a value of the label, or a slice, above: that is the first set of texts; "
-            "“Against” chooses the second."
-        )
+        what = "a slice" if by is None else "a value of the label, or a slice,"
+        raise MoescopeError(f"Select {what} above: that is the first set of texts; “Against” chooses the second.")
     name = " of ".join(part for part in (place.label, place.slice and f"slice {place.slice}") if part)
     against = place.against
     if against is not None and against.startswith("slice:"):

@@ -10,6 +10,7 @@ from moescope.app.pages.compare import COMPARE, sets_of
 from moescope.app.place import parse
 from moescope.app.slicing import with_slice
 from moescope.errors import MoescopeError
+from tests.analysis.made_stores import random_truth, write
 from tests.app.made_desk import DOCUMENTS, DOMAIN, drawn, made_desk, made_shelf, words
 
 VIEWS = {view.name: view for view in COMPARE.views}
@@ -111,3 +112,15 @@ def test_the_page_follows_a_second_store(desk):
     here = parse("/store/a/compare?with=b")[0]
     assert state(desk, here)["version"] != state(desk, here.go(other="c"))["version"]
     assert state(desk, here.go(label="code"))["choices"]["against"] == ["code", "math", "prose"]
+
+
+def test_stores_of_other_experts_are_not_offered(desk):
+    offered = words(drawn(desk, VIEWS["pair"], "/store/a/compare")).partition("for instance:")[2].split()
+    assert offered == ["b", "c"]
+    assert "No other store in this folder is of this model" in words(drawn(desk, VIEWS["pair"], "/store/even/compare"))
+
+
+def test_a_store_without_labels_asks_for_no_value(tmp_path):
+    write(tmp_path / "bare", random_truth(np.random.default_rng(3), 6, [4], [2]), [4], {})
+    with pytest.raises(MoescopeError, match=r"^Select a slice above"):
+        drawn(made_desk(tmp_path), VIEWS["texts"], "/store/bare/compare")
