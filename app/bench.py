@@ -191,7 +191,7 @@ class Bench:
             found = {name: _answer(job, model, question, name) for name in question.answers}
             if question.recipe is None:
                 return Answers(found)
-            job.report("comparing the answers", 0, 0)
+            job.report("comparing them", 0, 0)
             try:
                 apart = answers_apart(model, question.prompt, found, question.recipe, chat=question.chat)
             except MoescopeError as error:

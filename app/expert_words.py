@@ -158,13 +158,13 @@ def found_of(finding: Finding, scene: Scene) -> Any:
     )
 
 
-def listed(findings: Sequence[Finding], details: bool = True) -> Any:
+def listed(findings: Sequence[Finding]) -> Any:
     """Findings on one expert, one under the other."""
     rows = []
     for finding in findings:
         words = [html.Div(finding.headline), html.Div(worded(finding.detail), className="dim")]
         rows.append(html.Li([sign(finding), html.Div(words)]))
-    return html.Ul(rows, className="finding-list" + ("" if details else " short"))
+    return html.Ul(rows, className="finding-list")
 
 
 def sign(finding: Finding) -> Any:

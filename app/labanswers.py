@@ -24,7 +24,7 @@ _BOUNDS = (FAINT, 0.1, 0.25, 0.5)
 _ABOUT = {
     "plain": "the model as it is",
     "edited": "under the recipe",
-    "self-contrast": "the plain model against its weaker routing",
+    "self-contrast": "plain against weaker routing",
 }
 
 

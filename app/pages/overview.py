@@ -126,7 +126,7 @@ def _chosen(scene: Scene) -> Any:
         ("super_experts", expert_summary.outlier_of_expert),
     )
     found, pending = results_of_expert(scene, tells)
-    shown.append(listed(found, details=False))
+    shown.append(listed(found))
     return shown if pending is None else Partial(shown, pending)
 
 
