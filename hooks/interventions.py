@@ -65,7 +65,8 @@ class Act:
     where: Where = EVERYWHERE
 
     def __str__(self) -> str:
-        said = [f"experts {', '.join(map(str, self.experts))}"] * bool(self.experts)
+        experts = "expert" if len(self.experts) == 1 else "experts"
+        said = [f"{experts} {', '.join(map(str, self.experts))}"] * bool(self.experts)
         said += [f"x {self.factor:g} ({self.stage})"] * (self.kind == "scale")
         said += [f"ranks {', '.join(map(str, self.ranks))}"] * bool(self.ranks)
         said += [f"p {self.factor:g}"] * (self.kind == "top_p")

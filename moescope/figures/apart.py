@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
 from moescope.figures.marks import chance_ticks
 from moescope.figures.menus import menu
-from moescope.figures.theme import BLUE, colour_bar, plain, row_height, template
+from moescope.figures.theme import BLUE, colour_bar, plain, row_height, signed_shares, template
 
 READ = (
     "Left: orange, the expert has more of its layer's selections under the edits, blue less, over the prompt and one "
@@ -63,7 +63,8 @@ def answers_apart(result: xr.Dataset) -> go.Figure:
         coloraxis={
             "cmin": -reach,
             "cmax": reach,
-            "colorbar": {"title": {"text": "points of share", "side": "right"}, "tickformat": "+.1%", "nticks": 5}
+            "colorbar": {"title": {"text": "points of share", "side": "right"}}
+            | signed_shares(reach)
             | colour_bar(rows),
         },
     )

@@ -13,7 +13,7 @@ from moescope.figures.axes import expert_axis, layer_axis, layer_names
 from moescope.figures.marks import chance_ticks, limits, whiskers
 from moescope.figures.menus import menu
 from moescope.figures.pale import beyond, pale_and_full, untested
-from moescope.figures.theme import BLUE, GREY, colour_bar, plain, row_height, template
+from moescope.figures.theme import BLUE, GREY, colour_bar, plain, row_height, signed_shares, template
 
 READ = (
     "Above, layer by layer: the share of a token's experts that both stores selected, of tokens with the same "
@@ -103,7 +103,8 @@ def compare(result: xr.Dataset, level: float = 0.05) -> go.Figure:
         coloraxis={
             "cmin": -reach,
             "cmax": reach,
-            "colorbar": {"title": {"text": "points of share", "side": "right"}, "tickformat": "+.1%", "nticks": 5}
+            "colorbar": {"title": {"text": "points of share", "side": "right"}}
+            | signed_shares(reach)
             | colour_bar(rows)
             | {"y": top, "len": int(max(rows, 110))},
         },

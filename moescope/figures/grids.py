@@ -14,7 +14,7 @@ from moescope.errors import MoescopeError
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
 from moescope.figures.pale import untested
 from moescope.figures.specialisation import standing
-from moescope.figures.theme import GREY, colour_bar, plain, row_height, shortened, template
+from moescope.figures.theme import GREY, colour_bar, plain, row_height, shortened, signed_shares, template
 
 LEVEL = 0.05
 """False discovery rate at which a preference is drawn as one, as in the atlas."""
@@ -161,7 +161,7 @@ def layer_expert_grid(
             **place,
         )
     )
-    figure.add_trace(_absent(exists, names))
+    figure.add_trace(absent(exists, names))
     figure.add_trace(_flat(exists & ~np.isfinite(shown), ids, measure.empty, "rgba(139,145,154,0.04)", place))
     figure.add_trace(_crosses(result, exists & ~np.isfinite(shown), names, ids, measure.empty))
     figure.update_xaxes(expert_axis(result))
@@ -234,8 +234,7 @@ def _coloured(cells: np.ndarray, measure: Measure, neutral: np.ndarray) -> tuple
         shown = np.divide(apart, np.abs(neutral), out=np.sign(apart), where=neutral != 0)
         # A quarter more or less at least, so that next to no difference looks like none.
         reach = min(max(float(np.nanmax(np.abs(shown))), 0.25), 1.0)
-        ticks = np.linspace(-reach, reach, 5)
-        bar |= {"tickvals": ticks, "ticktext": [f"{tick:+.0%}" if tick else "0" for tick in ticks]}
+        bar |= signed_shares(reach, digits=0)
         return shown, {"cmin": -reach, "cmax": reach, "colorbar": bar}
     if measure.scale == "signed":
         reach = float(np.nanmax(np.abs(shown))) or 1.0
@@ -281,7 +280,7 @@ def _flat(where: np.ndarray, ids: np.ndarray, said: str, colour: str, place: dic
 _PALE = "rgba(139,145,154,0.12)"  # over either mode's page
 
 
-def _absent(exists: np.ndarray, names: list[str]) -> go.Bar:
+def absent(exists: np.ndarray, names: list[str]) -> go.Bar:
     """Hatched where a layer is narrower than the widest."""
     width = exists.sum(axis=1)
     rows = np.flatnonzero(width < exists.shape[1])

@@ -9,12 +9,13 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
+from moescope.figures.grids import absent
 from moescope.figures.theme import ORANGE, colour_bar, row_height, template
 
 READ = (
     "The darker a cell, the more of the tokens shown so far went to that expert; the orange squares are the experts of "
     "the current token. Under equal load all experts of a layer would be alike; a short text is always uneven, so this "
-    "describes it and tests nothing."
+    "describes it and tests nothing. Hatched: no such expert."
 )
 """How to read the figure."""
 
@@ -72,13 +73,15 @@ def replay(result: xr.Dataset, steps: int | None = None) -> go.Figure:
         name="current token",
         showlegend=False,
     )
-    figure = go.Figure([cells, last])
+    exists = ~np.isnan(counts)
+    figure = go.Figure([cells, last] if exists.all() else [cells, last, absent(exists, names)])
     figure.update_xaxes(expert_axis(result.assign_coords(expert=np.arange(width))))
     figure.update_yaxes(layer_axis(result))
     figure.update_layout(
         template=template("light"),
         height=96 + height,
         margin={"t": 16},
+        showlegend=False,
         coloraxis={
             "cmin": 0,
             "cmax": max(float(np.nanmax(counts)), 1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any, Literal
 
+import numpy as np
 import plotly.graph_objects as go
 
 Mode = Literal["light", "dark"]
@@ -91,6 +92,12 @@ def shortened(text: Any, most: int) -> str:
 def row_height(rows: int) -> int:
     """Pixels per layer of a map: generous for a few layers, still readable for many."""
     return 34 if rows <= 8 else 24 if rows <= 16 else 16 if rows <= 40 else 13
+
+
+def signed_shares(reach: float, digits: int = 1) -> dict[str, Any]:
+    """Ticks of a colour bar from -reach to reach, in signed per cent; nought has no sign."""
+    ticks = np.linspace(-reach, reach, 5)
+    return {"tickvals": ticks, "ticktext": [f"{tick:+.{digits}%}" if tick else "0" for tick in ticks]}
 
 
 def colour_bar(available: float) -> dict[str, Any]:

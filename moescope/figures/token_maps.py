@@ -44,6 +44,8 @@ def token_routing(result: xr.Dataset) -> go.Figure:
         figure.add_trace(_level(result, name, unit), row=1, col=column)
         figure.update_yaxes(layer_axis(result, title={"text": ""}), row=1, col=column)
         figure.update_xaxes(rangemode="tozero", nticks=3, tickangle=0, row=1, col=column)
+        if not np.nanmax(result[name].values, initial=0) > 0:  # plotly would write -1 and 1 at its ends
+            figure.update_xaxes(range=[0, 1], tickmode="array", tickvals=[0], row=1, col=column)
     figure.update_xaxes(title_text="nats", row=1, col=2)
     ranks = result.sizes["rank"]
     figure.update_xaxes(

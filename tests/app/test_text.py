@@ -172,6 +172,14 @@ def test_a_replay_adds_up_to_the_load_of_the_stretch(desk):
         analysis.passage_routes(store, 3, 9, 5)
 
 
+def test_a_replay_hatches_what_a_layer_does_not_have(desk):
+    routes = analysis.passage_routes(desk.shelf.open("hostile").store, 3)
+    assert len(figures.replay(routes).data) == 2
+    narrow = routes.assign(n_experts=("layer", [8, 5]), expert=routes["expert"] % 5)
+    hatched = figures.replay(narrow).data[2]
+    assert (hatched.name, list(hatched.base), list(hatched.x), list(hatched.y)) == ("no such expert", [4.5], [3], ["1"])
+
+
 def test_a_new_document_forgets_the_token_and_a_new_search_its_page():
     place = Place(page="text", store="s", doc=1, token=4, held=2, step=3, find="a", listed=25, word=7, hit=10)
     assert place.go(doc=2) == Place(page="text", store="s", doc=2, find="a", listed=25, word=7, hit=10)
@@ -226,4 +234,4 @@ def test_a_token_in_a_table_does_not_turn_what_stands_around_it(tmp_path):
     assert len(table)
     for token, text, number in zip(table["token"], table["text"], table["token_id"], strict=True):
         assert text == words[number]  # as it is, for the search that a click begins
-        assert token == f"⟨U+202E⟩⟨U+200B⟩{number}⏎"
+        assert token == f"⟨U+202E⟩⟨U+200B⟩{number}↵"

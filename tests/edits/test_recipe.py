@@ -172,7 +172,7 @@ def test_a_capture_under_edits_says_so(tmp_path: Path) -> None:
     with model().edited(recipe):
         store = ms.capture(model(), ms.Corpus(rows(4)), tmp_path / "edited", ["routing"])
     assert store.manifest.settings["edits"] == [
-        "L001: mask experts 0, 5", "L002: scale experts 3, x 2 (weight), phase prefill",
+        "L001: mask experts 0, 5", "L002: scale expert 3, x 2 (weight), phase prefill",
     ]  # fmt: skip
     assert not set(np.unique(store.routing(1).expert)) & {0, 5}
     assert model().edits == []

@@ -126,3 +126,10 @@ def test_settling_over_checkpoints(stores):
         for layer, trace in enumerate(controls):
             np.testing.assert_allclose(trace.y, result[control].values[:, layer, 0])
     assert not figure.layout.updatemenus
+
+
+def test_nought_has_no_sign_on_the_colour_bar(stores):
+    bar = figures.draw(analysis.compare(*stores, permutations=9, resamples=9)).layout.coloraxis.colorbar
+    assert bar.tickvals[2] == 0
+    assert bar.ticktext[2] == "0"
+    assert bar.ticktext[-1] == f"{bar.tickvals[-1]:+.1%}"
