@@ -257,4 +257,4 @@ def _name(result: xr.Dataset, flat: int) -> str:
 
 def small(value: float) -> str:
     """A p- or q-value as it is written in a sentence."""
-    return f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"
+    return f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}" if value else "0"  # less than a float can hold

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moescope import analysis
-from moescope.analysis.summary import balance_finding, specialisation_finding
+from moescope.analysis.summary import balance_finding, small, specialisation_finding
 from tests.analysis.made_stores import random_truth, write
 
 
@@ -97,3 +97,7 @@ def test_one_label_is_told_of_alone():
     mine = result.sel(label="b")
     stands = int(((mine["q"] <= 0.05) & (mine["npmi"] > 0)).sum())
     assert f"{stands} of 4 experts prefer “b”" in told.detail
+
+
+def test_small_values_are_written_as_such():
+    assert [small(value) for value in (0.5, 0.0005, 3e-4, 1e-200, 0.0)] == ["0.500", "0.001", "3e-04", "1e-200", "0"]
