@@ -342,7 +342,7 @@ def test_long_work_shows_how_far_it_is_and_is_cancelled(visitor, monkeypatch):
 
     monkeypatch.setitem(analysis.ANALYSES, "affinity", replace(asked, run=slow))
     # Documents chosen so that nobody has asked this before.
-    visitor.page.goto(f"{visitor.base}/store/demo/flow?slices=a~domain:code,math&slice=a&layer=1")
+    visitor.page.goto(f"{visitor.base}/store/demo/flow?slices=a~domain:german,python&slice=a&layer=1")
     pending = visitor.page.locator(".note.pending", has_text="steps").first
     pending.wait_for()
     assert re.search(r"steps: \d+ of 600", pending.inner_text())
@@ -352,7 +352,32 @@ def test_long_work_shows_how_far_it_is_and_is_cancelled(visitor, monkeypatch):
     let_it.set()
     again.click()
     visitor.settle()
+    assert visitor.page.locator("#panel-transitions .js-plotly-plot").is_visible()
     visitor.well()
+
+
+def test_an_app_that_does_not_answer_is_said_and_a_panel_that_waited_meanwhile_comes(visitor, monkeypatch):
+    from moescope import analysis
+
+    asked, let_it = analysis.ANALYSES["affinity"], threading.Event()
+
+    def slow(*stores, **parameters):
+        assert let_it.wait(120)
+        return asked.run(*stores, **parameters)
+
+    monkeypatch.setitem(analysis.ANALYSES, "affinity", replace(asked, run=slow))
+    hidden = "hide=said,placement,plans"
+    visitor.page.goto(f"{visitor.base}/store/demo/flow?slices=b~domain:german,records&slice=b&layer=1&{hidden}")
+    visitor.page.locator(".note.pending").first.wait_for()
+    alarm = visitor.page.locator("#alarm")
+    visitor.page.route("**/_dash-update-component*", lambda route: route.abort())
+    alarm.get_by_text("does not answer").wait_for()
+    let_it.set()
+    visitor.page.unroute("**/_dash-update-component*")
+    alarm.get_by_text("does not answer").wait_for(state="hidden")
+    visitor.settle()
+    assert visitor.page.locator("#panel-transitions .js-plotly-plot").is_visible()
+    assert all("ERR_FAILED" in said or "did not respond" in said for said in visitor.trouble)
 
 
 def test_a_page_comes_though_it_takes_longer_than_the_clock_that_asks_for_it(visitor, monkeypatch):
