@@ -69,9 +69,9 @@ class Held:
 
     def best(self, top: int) -> Held:
         """Those that can be among the `top` most frequent."""
-        order = np.lexsort((self.hash, -self.count))
-        least = int(self.count[order[min(top, order.size) - 1]])
-        kept = np.sort(order[self.count[order] + self.missed >= least])
+        top = min(top, self.count.size)
+        least = int(np.partition(self.count, -top)[-top])
+        kept = np.flatnonzero(self.count >= least - self.missed)
         chosen = Held(self.capacity, self.route.shape[1])
         chosen.hash, chosen.count, chosen.route = self.hash[kept], self.count[kept], self.route[kept]
         return chosen
