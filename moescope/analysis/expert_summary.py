@@ -35,7 +35,7 @@ def work_finding(result: xr.Dataset, site: str, expert: int) -> Finding:
     chance = float(part["null_max_vio_p99"]) + 1
     p = uniform_p(count, selections, width)
     values = {"relative_load": times, "count": count, "rank": place, "of": width, "null": chance, "p": p}
-    tested = f"p = {small(p)} against uniform random choice, over {width} experts and both ways"
+    tested = f"p {small(p)} against uniform random choice, over {width} experts and both ways"
     if not count:
         fair = selections / width
         detail = f"None of its layer's {selections:,.0f} selections, where a fair share is {fair:,.0f}; {tested}."
@@ -66,7 +66,7 @@ def preference_finding(result: xr.Dataset, site: str, expert: int) -> Finding:
     values = {"label": labels[best], "npmi": float(value[best]), "null_p99": float(part["null_p99"][best])}
     if np.isnan(q).all():
         return Finding("npmi", f"Fires most for “{labels[best]}”, untested.", f"nPMI {value[best]:.2f}.", None, values)
-    tested = f"q = {small(float(q[best]))}, {result.attrs['permutations']} dealings"
+    tested = f"q {small(float(q[best]))}, {result.attrs['permutations']} dealings"
     if not stands:
         detail = f"The nearest is “{labels[best]}”: {told} ({tested})."
         floor = floor_words(result)
@@ -142,7 +142,7 @@ def margin_of_expert(result: xr.Dataset, site: str, expert: int) -> Finding:
     q = float(_margin_q(result.isel(layer=row))[expert])
     interval = f" (95 % interval {low:.3g} to {high:.3g})" if np.isfinite(low) else ""
     detail = f"Mean margin of its tokens {margin:.3g}{interval}; over all selections of its layer {layer:.3g}"
-    detail += f"; q = {small(q)} over its layer's experts." if np.isfinite(q) else "."
+    detail += f"; q {small(q)} over its layer's experts." if np.isfinite(q) else "."
     values = {"margin": margin, "layer_margin": layer, "low": low, "high": high, "q": q}
     if q <= LEVEL and margin < layer:
         return Finding("margins", "Is chosen more narrowly than its layer's others.", detail, True, values)

@@ -122,7 +122,7 @@ def specialisation_finding(result: xr.Dataset, level: float = LEVEL, label: str 
         best = _cell(result, np.nanargmax(result["npmi"].values)) if np.isfinite(result["npmi"].values).any() else None
         nearest = (
             f" The largest is {best['name']} for “{best['label']}”: nPMI {best['npmi']:.2f}, "
-            f"its null's 99th percentile {best['null_p99']:.2f}, q = {small(best['q'])}."
+            f"its null's 99th percentile {best['null_p99']:.2f}, q {small(best['q'])}."
             if best
             else ""
         )
@@ -142,7 +142,7 @@ def specialisation_finding(result: xr.Dataset, level: float = LEVEL, label: str 
     selected = int((np.nansum(result["count"].values, axis=2) > 0).sum())
     detail = (
         f"nPMI {best['npmi']:.2f}, where dealing the labels anew over documents reaches {best['null_p99']:.2f} once in "
-        f"a hundred times; q = {small(best['q'])}. It is active at {best['p_active']:.0%} of {best['label']} tokens, "
+        f"a hundred times; q {small(best['q'])}. It is active at {best['p_active']:.0%} of {best['label']} tokens, "
         f"{best['lift']:.1f} times its share of all tokens. "
         f"{experts} of {selected} experts prefer {any_of} at q ≤ {level:g}."
     )
@@ -189,7 +189,7 @@ def balance_finding(result: xr.Dataset) -> Finding:
     detail = (
         f"In layer {written} the load of {width} experts is as mixed as {effective:.1f} equally busy ones; random "
         f"choice would leave its busiest at {null + 1:.2f} times a fair share or less "
-        f"(p = {small(p)} over all layers). In the median layer the busiest does {median:.1f} times. {dead_words}"
+        f"(p {small(p)} over all layers). In the median layer the busiest does {median:.1f} times. {dead_words}"
     )
     values = {"layer": layer, "site": site, "expert": busiest, "dead": dead}
     values |= {"max_vio": float(vio[row]), "null_max_vio_p99": null, "p": p}
@@ -256,5 +256,7 @@ def _name(result: xr.Dataset, flat: int) -> str:
 
 
 def small(value: float) -> str:
-    """A p- or q-value as it is written in a sentence."""
-    return f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}" if value else "0"  # less than a float can hold
+    """A p- or q-value as it is written in a sentence, after its name: "= 0.012"."""
+    if value < 1e-300:  # near what a float can hold, where it is 0 or has lost its digits
+        return "< 1e-300"
+    return f"= {value:.3f}" if value >= 0.0005 else f"= {value:.0e}"

@@ -100,4 +100,5 @@ def test_one_label_is_told_of_alone():
 
 
 def test_small_values_are_written_as_such():
-    assert [small(value) for value in (0.5, 0.0005, 3e-4, 1e-200, 0.0)] == ["0.500", "0.001", "3e-04", "1e-200", "0"]
+    said = ["= 0.500", "= 0.001", "= 3e-04", "= 1e-200", "< 1e-300"]
+    assert [small(value) for value in (0.5, 0.0005, 3e-4, 1e-200, 0.0)] == said
