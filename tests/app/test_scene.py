@@ -19,15 +19,8 @@ def desk(tmp_path_factory):
     return made_desk(made_shelf(tmp_path_factory.mktemp("shelf")))
 
 
-def test_a_cancelled_question_is_not_begun_anew_by_the_next_panel_that_asks(desk, monkeypatch):
-    class Clock:
-        now = 100.0
-
-        @classmethod
-        def monotonic(cls):
-            return cls.now
-
-    monkeypatch.setattr(scenes, "time", Clock)
+def _slow(desk, key):
+    """A question that is answered with 7 once it may: (a 1 for each time it began, what lets it, a panel that asks)."""
     begun, go = [], threading.Event()
 
     def work():
@@ -37,7 +30,21 @@ def test_a_cancelled_question_is_not_begun_anew_by_the_next_panel_that_asks(desk
         return 7
 
     def panel(patience):
-        return desk.scene(Place("flow", "a"), patience=patience).compute("slow", "a slow question", work)
+        return desk.scene(Place("flow", "a"), patience=patience).compute(key, "a slow question", work)
+
+    return begun, go, panel
+
+
+def test_a_cancelled_question_is_not_begun_anew_by_the_next_panel_that_asks(desk, monkeypatch):
+    class Clock:
+        now = 100.0
+
+        @classmethod
+        def monotonic(cls):
+            return cls.now
+
+    monkeypatch.setattr(scenes, "time", Clock)
+    begun, go, panel = _slow(desk, "slow")
 
     for patience in (0.05, 0.05, 0.05, 0, 0, 0):
         with pytest.raises(Pending) as pending:
@@ -59,16 +66,7 @@ def test_a_cancelled_question_is_not_begun_anew_by_the_next_panel_that_asks(desk
 
 
 def test_try_again_begins_though_nobody_has_asked_since_the_cancel(desk):
-    begun, go = [], threading.Event()
-
-    def work():
-        begun.append(1)
-        while not go.wait(0.005):
-            report("steps", 1, 2)
-        return 7
-
-    def panel(patience):
-        return desk.scene(Place("flow", "a"), patience=patience).compute("again", "a slow question", work)
+    begun, go, panel = _slow(desk, "again")
 
     with pytest.raises(Pending) as pending:
         panel(0.05)
