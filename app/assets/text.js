@@ -3,7 +3,8 @@ window.dash_clientside = window.dash_clientside || {};
 (function () {
   "use strict";
   const PACE = 220; // milliseconds per token
-  let timer = null, tip = null, step = null, seen = "";
+  let timer = null, tip = null, step = null, seen = "", waiting = null;
+  const heard = new WeakSet(); // the plots whose drawing is listened to
 
   const box = () => document.querySelector(".tokens[data-first]");
   const tokens = () => [...document.querySelectorAll(".tokens[data-first] > .token")];
@@ -124,7 +125,9 @@ window.dash_clientside = window.dash_clientside || {};
   /* --- replay --- */
   function plot() {
     const found = document.querySelector("#panel-text-replay .js-plotly-plot");
-    return found && found.data && found.data[0] && found.data[0].meta && window.Plotly ? found : null;
+    if (!found || !found.data || !found.data[0] || !found.data[0].meta || !window.Plotly) return null;
+    if (!heard.has(found)) { heard.add(found); found.on("plotly_afterplot", fill); }
+    return found;
   }
   function replay(what) {
     if (!box()) return;
@@ -175,22 +178,22 @@ window.dash_clientside = window.dash_clientside || {};
     }
     fill();
   }
+  /* Brings the map to the replay's token: now, when the map is there, and whenever it was drawn anew. */
   function fill() {
+    window.clearTimeout(waiting);
     const shown = plot();
-    if (!shown) return;
-    const { experts, first: begin } = shown.data[0].meta;
+    if (!shown) { if (box()) waiting = window.setTimeout(fill, 250); return; }
+    const { experts, first: begin, filled } = shown.data[0].meta;
     const now = step === null ? experts.length - 1 : step - begin;
-    const key = [step, begin, shown.data[0].meta.document].join();
-    if (now < -1 || now >= experts.length || shown.dataset.step === key) return;
+    if (now < -1 || now >= experts.length || filled === step) return;
     const names = shown.layout.yaxis.categoryarray, n = names.length;
     const z = base(shown).map((row) => row.slice());
     for (let t = 0; t <= now; t++)
       for (let l = 0; l < n; l++) for (const e of experts[t][l]) if (e >= 0) z[l][e] += 1;
     const x = [], y = [];
     if (now >= 0 && step !== null) for (let l = 0; l < n; l++) for (const e of experts[now][l]) if (e >= 0) { x.push(e); y.push(names[l]); }
-    shown.dataset.step = key;
     const data = shown.data.slice(); // not restyle: it would forget that layers are categories
-    data[0] = { ...data[0], z };
+    data[0] = { ...data[0], z, meta: { ...data[0].meta, filled: step } };
     data[1] = { ...data[1], x, y };
     const most = Math.max(1, ...z.flat().map((n) => n || 0));
     const layout = { ...shown.layout, coloraxis: { ...shown.layout.coloraxis, cmin: 0, cmax: most } };

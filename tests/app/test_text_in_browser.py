@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -25,13 +26,17 @@ _TIP = """() => {
     })),
   };
 }"""
+_FILLED = """(token) => {
+  const plot = document.querySelector('#panel-text-replay .js-plotly-plot');
+  return plot && plot.data && plot.data[0].meta.filled === token;
+}"""
 _PAST = """(last) => {
   const said = document.querySelector('.replay-word').innerText.match(/^token (\\d+),/);
   return said && Number(said[1]) > last;
 }"""
 _REPLAY = """() => {
   const plot = document.querySelector('#panel-text-replay .js-plotly-plot');
-  const [counts, now] = plot.data;
+  const [counts, now] = plot._fullData;
   return {
     word: document.querySelector('.replay-word').innerText, counts: counts.z.map((row) => [...row]),
     now: [...now.x].map((expert, i) => [now.y[i], expert]),
@@ -111,9 +116,14 @@ def test_a_replay_is_played_and_paused_and_fills_the_map(visitor, routed):
     _is_at(page.evaluate(_REPLAY), step + 1, experts)
     assert parse(visitor.href)[0].step == step + 1
     # Another browser at this address stands where this one does, and playing goes on from there.
+    # The map's library comes late there, after everything else.
+    late = []
+    page.route("**/*plotly*", lambda route: (late.append(route.request.url), time.sleep(1.5), route.continue_()))
     page.reload()
-    visitor.settle()
     page.wait_for_function("() => document.querySelector('.tokens .token.now')")
+    page.wait_for_function(_FILLED, arg=step + 1)
+    assert late  # its request was held
+    visitor.settle()
     _is_at(page.evaluate(_REPLAY), step + 1, experts)
     page.keyboard.press("p")
     page.wait_for_function(_PAST, arg=step + 2)
