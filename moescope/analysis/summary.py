@@ -164,36 +164,51 @@ def balance_finding(result: xr.Dataset) -> Finding:
     vio = result["max_vio"].values
     if not np.isfinite(vio).any():
         return Finding("load", "No expert was ever selected.", "The store holds no filled routing slot.", None)
-    row = int(np.nanargmax(vio))
+    least_p, most_p = _uneven(result)
+    p = np.minimum(least_p, most_p)
+    # Of layers that are more uneven than chance, where there are any: the same excess means less in a wide one.
+    stands = p <= LEVEL
+    row = int(np.nanargmax(np.where(stands, vio, np.nan) if stands.any() else vio))
     layer, site = int(result["layer"].values[row]), str(result["site"].values[row])
-    written = layer_name(layer, site)
-    busiest = int(np.nanargmax(result["count"].values[row]))
-    width = int(result["n_experts"].values[row])
+    written, width = layer_name(layer, site), int(result["n_experts"].values[row])
+    counts, share = result["count"].values[row], result["relative_load"].values[row]
+    idle = least_p[row] <= LEVEL < most_p[row]
+    expert = int(np.nanargmin(counts) if idle else np.nanargmax(counts))
     null = float(result["null_max_vio_p99"].values[row])
     effective = float(result["effective_experts"].values[row])
     dead = int(np.nansum(result["dead"].values))
     all_experts = int(result["exists"].values.sum())
-    # The most uneven of several layers is looked at: a test of each, corrected for as many.
-    counts = result["count"].values[row]
-    p = min(1.0, np.isfinite(vio).sum() * uniform_p(float(np.nanmax(counts)), float(np.nansum(counts)), width))
-    uneven = p <= LEVEL
     dead_words = (
         f"{dead} of {all_experts} experts are never selected." if dead else "Every expert is selected at least once."
     )
     median = float(np.nanmedian(vio)) + 1
-    if uneven:
-        headline = f"The busiest expert, {expert_name(written, busiest)}, does {vio[row] + 1:.1f} times "
+    if stands.any():
+        which = "least busy" if idle else "busiest"
+        headline = f"The {which} expert, {expert_name(written, expert)}, does {share[expert]:.1f} times "
         headline += "its fair share of the work."
     else:
         headline = "Work is shared as evenly as random choice would."
     detail = (
         f"In layer {written} the load of {width} experts is as mixed as {effective:.1f} equally busy ones; random "
-        f"choice would leave its busiest at {null + 1:.2f} times a fair share or less "
-        f"(p {small(p)} over all layers). In the median layer the busiest does {median:.1f} times. {dead_words}"
+        f"choice would leave its busiest at {null + 1:.2f} times a fair share or less; it is at {vio[row] + 1:.2f}, "
+        f"its least busy at {np.nanmin(share):.2f} (p {small(float(p[row]))} over all layers, both ways). In the "
+        f"median layer the busiest does {median:.1f} times. {dead_words}"
     )
-    values = {"layer": layer, "site": site, "expert": busiest, "dead": dead}
-    values |= {"max_vio": float(vio[row]), "null_max_vio_p99": null, "p": p}
-    return Finding("load", headline, detail, uneven, values)
+    values = {"layer": layer, "site": site, "expert": expert, "dead": dead}
+    values |= {"max_vio": float(vio[row]), "null_max_vio_p99": null, "p": float(p[row])}
+    return Finding("load", headline, detail, bool(stands.any()), values)
+
+
+def _uneven(result: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """[layer] p of the least busy and of the busiest expert of each layer under uniform choice, over all layers."""
+    found = np.full((2, result.sizes["layer"]), 1.0)
+    tested = np.flatnonzero(result["selections"].values)
+    for row in tested.tolist():
+        counts = result["count"].values[row]
+        total, width = float(np.nansum(counts)), int(result["n_experts"].values[row])
+        ends = float(np.nanmin(counts)), float(np.nanmax(counts))
+        found[:, row] = [min(1.0, tested.size * uniform_p(end, total, width)) for end in ends]
+    return found[0], found[1]
 
 
 def outlier_finding(result: xr.Dataset) -> Finding:

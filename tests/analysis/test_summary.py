@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
 from moescope import analysis
 from moescope.analysis.summary import balance_finding, small, specialisation_finding
@@ -50,6 +51,31 @@ def test_the_busiest_of_many_even_layers_is_no_finding():
     busy[7, 3] += 400
     found = balance_finding(analysis.load_from_counts(busy))
     assert (found.holds, found.values["layer"], found.values["expert"]) == (True, 7, 3)
+
+
+def test_work_is_called_even_only_where_no_layer_is_uneven():
+    """A wide layer's busiest may be further above its share by chance than a narrow one's that is really uneven."""
+    rng = np.random.default_rng(0)
+    counts = np.full((2, 256), np.nan)
+    counts[0] = rng.multinomial(2000, np.full(256, 1 / 256))
+    counts[1, :8] = [400, 200, 250, 250, 250, 250, 200, 200]
+    assert chisquare(counts[1, :8]).pvalue < 1e-9 < 0.01 < chisquare(counts[0]).pvalue
+    result = analysis.load_from_counts(counts)
+    assert result["max_vio"].values[0] > result["max_vio"].values[1]
+    found = balance_finding(result)
+    assert found.headline == "The busiest expert, L1E0, does 1.6 times its fair share of the work."
+    assert (found.holds, found.values["layer"], found.values["expert"]) == (True, 1, 0)
+
+
+def test_idle_experts_are_uneven_work_too():
+    counts = np.full((2, 64), 20.0)
+    counts[1, 5:11] = 0
+    found = balance_finding(analysis.load_from_counts(counts))
+    assert found.holds
+    assert found.headline == "The least busy expert, L1E5, does 0.0 times its fair share of the work."
+    # Of 128 experts and both ways; an expert is missed by 1,160 uniform choices of 64.
+    assert found.values["p"] == pytest.approx(256 * (1 - 1 / 64) ** 1160)
+    assert "6 of 128 experts are never selected" in found.detail
 
 
 def test_nothing_is_said_to_be_found_where_nothing_is(tmp_path):
