@@ -106,6 +106,9 @@ def _labels(
     if found.sizes["label"] < 2:
         absent["prefers"] = f"all documents carry one {found.attrs['by']}"
         return {}
+    if np.isnan(found["q"].values).all():
+        absent["prefers"] = "no permutations were asked for, so that no preference was tested"
+        return {}
     if "floor" in found.attrs:
         absent["prefers"] = f"too few permutations: {found.attrs['floor']}"
     value, q = found["npmi"].values, found["q"].values

@@ -178,7 +178,8 @@ _NAMES = {
 def _html(card: Card) -> str:
     """A card as HTML that stands alone; text from a corpus is escaped."""
     label = card.values.get("prefers")
-    head = f"prefers {plain(label)}" if label else "no label it prefers beyond chance" if label is not None else ""
+    tested = label is not None and "prefers" not in card.absent
+    head = f"prefers {plain(label)}" if label else "no label it prefers beyond chance" if tested else ""
     if card.values.get("super"):
         head += "; a super expert by the published rule"
     rows = [

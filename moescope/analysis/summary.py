@@ -114,19 +114,21 @@ def specialisation_finding(result: xr.Dataset, level: float = LEVEL, label: str 
             None,
         )
     what, any_of = (f"a {by}", f"at least one {by}") if label is None else (f"“{label}”", f"“{label}”")
+    selected = int((np.nansum(result["count"].values, axis=2) > 0).sum())
+    smallest, documents = float(np.nanmin(result["p"].values, initial=1.0)), result["documents"].values.sum()
     if label is not None:
         result = result.sel(label=[label])
-    q = result["q"].values
-    stands = (q <= level) & (result["npmi"].values > 0)
+    value, q = result["npmi"].values, result["q"].values
+    stands = (q <= level) & (value > 0)
     if not stands.any():
-        best = _cell(result, np.nanargmax(result["npmi"].values)) if np.isfinite(result["npmi"].values).any() else None
-        nearest = (
-            f" The largest is {best['name']} for “{best['label']}”: nPMI {best['npmi']:.2f}, "
-            f"its null's 99th percentile {best['null_p99']:.2f}, q {small(best['q'])}."
-            if best
-            else ""
-        )
-        floor = floor_words(result)
+        best = _cell(result, np.nanargmax(value)) if np.isfinite(value).any() else None
+        nearest = f" The largest is {best['name']} for “{best['label']}”: nPMI {best['npmi']:.2f}" if best else ""
+        if np.isnan(q).all():
+            headline = f"Whether an expert specialises in {what} was not tested."
+            return Finding("npmi", headline, f"There are no p-values.{nearest}{'.' * bool(best)}", None, best or {})
+        nearest += f", its null's 99th percentile {best['null_p99']:.2f}, q {small(best['q'])}." if best else ""
+        # Others' p may be the smallest there can be where none of these is: more draws would not help these.
+        floor = floor_words(result) if np.nanmin(result["p"].values[value > 0], initial=1.0) <= smallest else ""
         headline = (
             f"Too few permutations to tell who specialises in {what}."
             if floor
@@ -134,12 +136,11 @@ def specialisation_finding(result: xr.Dataset, level: float = LEVEL, label: str 
         )
         detail = (
             f"None of {int(np.isfinite(q).sum())} tests reaches q ≤ {level:g} against {result.attrs['permutations']} "
-            f"dealings of labels over {int(result['documents'].sum())} documents.{nearest}{floor}"
+            f"dealings of labels over {int(documents)} documents.{nearest}{floor}"
         )
         return Finding("npmi", headline, detail, None if floor else False, best or {})
-    best = _cell(result, int(np.argmax(np.where(stands, result["npmi"].values, -np.inf))))
+    best = _cell(result, int(np.argmax(np.where(stands, value, -np.inf))))
     experts = int(stands.any(axis=2).sum())
-    selected = int((np.nansum(result["count"].values, axis=2) > 0).sum())
     detail = (
         f"nPMI {best['npmi']:.2f}, where dealing the labels anew over documents reaches {best['null_p99']:.2f} once in "
         f"a hundred times; q {small(best['q'])}. It is active at {best['p_active']:.0%} of {best['label']} tokens, "

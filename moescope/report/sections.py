@@ -12,6 +12,7 @@ import xarray as xr
 from moescope.analysis.contexts import Example, TopToken, examples, top_tokens
 from moescope.analysis.counts import labelling
 from moescope.analysis.labelled import expert_name, layer_names
+from moescope.analysis.summary import specialisation_finding
 from moescope.errors import MoescopeError
 
 if TYPE_CHECKING:
@@ -42,12 +43,13 @@ class Specialist:
 
 @dataclass(frozen=True)
 class LabelCard:
-    """One label: its size and its specialists; `preferred` counts all that stand, shown or not."""
+    """One label: its size and its specialists; `preferred` counts all that stand, shown or not; `told` says it."""
 
     name: str
     documents: int
     tokens: int
     preferred: int
+    told: str
     specialists: list[Specialist]
 
 
@@ -117,6 +119,7 @@ def label_cards(store: Store, result: xr.Dataset | MoescopeError) -> list[LabelC
                 documents=int(result["documents"].values[index]),
                 tokens=int(result["tokens"].values[index]),
                 preferred=int(preferred[index]),
+                told=specialisation_finding(result, label=str(result["label"].values[index])).headline,
                 specialists=specialists,
             )
         )

@@ -72,6 +72,15 @@ def test_a_card_holds_its_row_and_its_text(store):
     page = card._repr_html_()
     assert "prefers b" in page
     assert "<mark" in page
+    assert "no label it prefers beyond chance" in analysis.card(store, "L7E0", found)._repr_html_()
+
+
+def test_a_preference_that_was_not_tested_is_not_said_to_be_chance(store):
+    for few in (0, 5):
+        found = analysis.atlas(store, permutations=few)
+        card = analysis.card(store, "L2E1", found)
+        assert "permutations" in card.absent["prefers"]
+        assert "beyond chance" not in card._repr_html_()
 
 
 def test_similar_experts_and_effects_are_taken_in(tmp_path):

@@ -105,8 +105,21 @@ def test_a_super_expert_that_stands_out(tmp_path):
 def test_every_cell_undefined():
     result = analysis.npmi_from_documents(np.zeros((4, 1, 2)), np.ones(4), list("abab"), permutations=5)
     told = specialisation_finding(result)
-    assert told.holds is False
+    assert told.holds is None
     assert told.values == {}
+
+
+def test_what_was_not_tested_is_not_said_to_be_chance():
+    counts = np.random.default_rng(0).poisson(20, (60, 1, 4)).astype(float)
+    counts[0::3, 0, 1] += 60
+    result = analysis.npmi_from_documents(counts, counts.sum(axis=2)[:, 0], ["a", "b", "c"] * 20, permutations=0)
+    for label in (None, "a"):
+        told = specialisation_finding(result, label=label)
+        assert told.holds is None
+        assert "not tested" in told.headline
+        assert "chance" not in told.headline
+        assert "nan" not in told.detail
+        assert f"nPMI {result['npmi'].max().item():.2f}" in told.detail
 
 
 def test_one_label_is_told_of_alone():
@@ -123,6 +136,25 @@ def test_one_label_is_told_of_alone():
     mine = result.sel(label="b")
     stands = int(((mine["q"] <= 0.05) & (mine["npmi"] > 0)).sum())
     assert f"{stands} of 4 experts prefer “b”" in told.detail
+    counts[1::3, 0, 3] = 0  # selected, though never for b
+    fewer = analysis.npmi_from_documents(counts, counts.sum(axis=2)[:, 0], labels, permutations=200)
+    assert " of 4 experts prefer “b”" in specialisation_finding(fewer, label="b").detail
+
+
+def test_a_label_far_from_chance_is_not_short_of_dealings():
+    """Where another label's p is the smallest there can be, more dealings would help that one alone."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(20, (60, 1, 6)).astype(float)
+    counts[0::3, 0, 1] += 60
+    result = analysis.npmi_from_documents(counts, np.full(60, 400), ["a", "b", "c"] * 20, permutations=30)
+    assert "floor" in result.attrs
+    short = {name: result["p"].sel(label=name).min().item() <= 1 / 31 for name in ("a", "b", "c")}
+    assert short == {"a": True, "b": False, "c": False}
+    for name, lacking in short.items():
+        told = specialisation_finding(result, label=name)
+        assert told.holds is (None if lacking else False)
+        assert told.headline.startswith("Too few" if lacking else "No expert")
+        assert "dealings of labels over 60 documents" in told.detail
 
 
 def test_small_values_are_written_as_such():

@@ -167,7 +167,9 @@ def test_one_label_and_nobody_special(tmp_path):
     assert "nothing can be compared" in one
     two = report.render(write(tmp_path / "two", made, [4], {"domain": ["a", "b"] * 4}))
     assert "No expert specialises in a domain more than chance explains" in two
-    assert "No expert prefers this label more than chance explains" in two
+    assert "No expert specialises in “b” more than chance explains" in two
+    few = report.render(write(tmp_path / "few", made, [4], {"domain": ["a", "b"] * 4}), permutations=2)
+    assert "Too few permutations to tell who specialises in “" in few
 
 
 def test_it_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
