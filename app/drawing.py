@@ -208,6 +208,10 @@ def guarded(view: View, desk: Desk, draw: Callable[[], Any]) -> tuple[Any, list[
     except (OSError, pa.ArrowException) as error:
         said = f"The store could not be read: {desk.shelf.without_root(str(error))}"
         return None, [note(said, trouble=True, retry=view), True, None]
+    except Exception as error:  # what was drawn of an earlier place must not stay
+        logging.getLogger(__name__).exception("%s failed", view.name)
+        said = f"This panel failed: {type(error).__name__}: {desk.shelf.without_root(str(error))}"
+        return None, [note(said, trouble=True, retry=view), True, None]
     if isinstance(drawn, Partial):
         job = drawn.pending.job
         return drawn.shown, [progress(view, job.title, job.what, job.done, job.total), False, job.id]

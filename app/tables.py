@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, no_update
 
 from moescope.analysis.labelled import layer_name
@@ -94,7 +95,7 @@ def rows(frame: Callable[[], pd.DataFrame], request: Any, ticks: int | None) -> 
         found = frame()
     except Pending:
         return no_update, (ticks or 0) + 1
-    except MoescopeError:
+    except (MoescopeError, OSError, pa.ArrowException):  # its panel says why
         return {"rowData": [], "rowCount": 0}, no_update
     chosen = arranged(found, request.get("filterModel"), request.get("sortModel"))
     part = chosen.iloc[request["startRow"] : request["endRow"]]

@@ -11,8 +11,8 @@ import pytest
 from moescope.app import drawing, textsearch
 from moescope.app.book import PAGES
 from moescope.app.place import Place
-from moescope.app.views import BlockView
-from tests.app.made_desk import made_desk, made_shelf
+from moescope.app.views import BlockView, FigureView
+from tests.app.made_desk import made_desk, made_shelf, words
 
 
 @pytest.fixture
@@ -31,6 +31,17 @@ def test_a_block_that_fails_does_not_take_its_page_away(desk, monkeypatch, caplo
     found = drawing.at_hand(page, desk.scene(Place("overview", "a")), {"href": "/store/a"})
     assert list(found) == ["good"]
     assert "nobody foresaw this" in caplog.text
+
+
+def test_a_panel_that_fails_shows_why_and_not_what_it_showed_before(desk, caplog):
+    def fails():
+        raise KeyError(f"nobody foresaw {desk.shelf.root / 'a'}")
+
+    view = FigureView(name="bad", title="Bad", how="", reads=(), draw=None)
+    shown, (said, over, job) = drawing.guarded(view, desk, fails)
+    assert (shown, over, job) == (None, True, None)
+    assert "nobody foresaw a" in words(said)
+    assert "bad failed" in caplog.text
 
 
 def test_what_is_counted_of_a_store_goes_with_it(desk):
