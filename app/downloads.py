@@ -37,16 +37,19 @@ def register(app: Dash, desk: Desk) -> None:
             return _said("This is still being computed; try again when the panel shows it.", 503)
         except StoreError as error:
             return _said(desk.shelf.without_root(str(error)), 404)
-        except (MoescopeError, ValueError) as error:
-            return _said(desk.shelf.without_root(str(error)), 400)
         except (OSError, pa.ArrowException) as error:
             if place.store not in desk.shelf.names():
                 return _said(f"The store {place.store!r} is no longer there.", 410)
             return _said(f"The store {place.store!r} could not be read: {desk.shelf.without_root(str(error))}", 500)
+        except (MoescopeError, ValueError, RecursionError) as error:  # JSON may nest deeper than can be read
+            return _said(desk.shelf.without_root(str(error)), 400)
 
 
 def _made(desk: Desk, place: Place, name: str, kind: str) -> Response:
-    view = book.view(name)
+    try:
+        view = book.view(name)
+    except MoescopeError as error:
+        return _said(str(error), 404)
     scene = desk.scene(place, request.args.get("theme") == "dark")
     if kind == "html" and isinstance(view, FigureView):
         figure = figure_of(view, scene)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from dash import Dash
 from flask import Response, redirect, request
@@ -46,7 +46,7 @@ def protect(app: Dash, token: str | None) -> None:
         if token is None and name not in _LOCAL:
             return "This app answers to this machine only; start it with --host and open the link it prints.", 403
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.host:
+        if origin is not None and origin.partition("://")[2] != request.host:
             return "Another page has sent this request.", 403
         # With an image or a script of another page no origin comes; a notebook's frame navigates.
         site, mode = (request.headers.get(f"Sec-Fetch-{part}") for part in ("Site", "Mode"))

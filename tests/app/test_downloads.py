@@ -9,6 +9,7 @@ import shutil
 from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -59,6 +60,7 @@ def test_a_table_of_hostile_tokens_leaves_as_text(client):
         ("filter=" + quote(json.dumps({"npmi": {"filterType": "number", "type": "inRange", "filter": 1}})), "be read"),
         ("filter=" + quote(json.dumps({"npmi": {"conditions": []}})), "cannot be read"),
         ("filter={", "Expecting"),
+        ("filter=" + "[" * 50_000, "recursion"),
         ("sort=[{}]", "cannot be read"),
         ("filter=" + quote(json.dumps({"nothing": {}})), "no column"),
     ],
@@ -80,6 +82,7 @@ def test_a_store_that_goes_away_or_cannot_be_read_is_said(client, monkeypatch):
     monkeypatch.setattr(Store, "documents", damaged)
     answer = get(f"/file/text-find.html?at={quote('/store/made/text', safe='')}")
     assert answer.status_code == 404  # no figure
+    assert get(f"/file/nothing.csv?at={AT}").status_code == 404
     answer = get(f"/file/maxima.csv?at={quote('/store/made/outliers', safe='')}")
     assert answer.status_code == 400
     monkeypatch.setattr("moescope.app.downloads.rows_of", damaged)
@@ -88,6 +91,12 @@ def test_a_store_that_goes_away_or_cannot_be_read_is_said(client, monkeypatch):
     assert (answer.status_code, answer.mimetype) == (500, "text/plain")
     assert "could not be read" in said
     assert str(root) not in said
+
+    def cut_off(*asked):
+        raise pa.ArrowInvalid("Parquet magic bytes not found in footer")
+
+    monkeypatch.setattr("moescope.app.downloads.rows_of", cut_off)
+    assert get(f"/file/expert-tokens.csv?at={AT}").status_code == 500
 
     def gone(*asked):
         shutil.rmtree(root / "made")

@@ -40,8 +40,9 @@ def test_another_name_for_this_machine_is_refused(local, host):
     assert local.get("/", headers={"Host": host}).status_code == 403
 
 
-def test_another_pages_request_is_refused(local):
-    body = {"json": {}, "headers": {"Host": "127.0.0.1:8050", "Origin": "https://evil.example"}}
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://[", "null", ""])
+def test_another_pages_request_is_refused(local, origin):
+    body = {"json": {}, "headers": {"Host": "127.0.0.1:8050", "Origin": origin}}
     assert local.post("/_dash-update-component", **body).status_code == 403
 
 
