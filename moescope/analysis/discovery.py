@@ -18,7 +18,9 @@ def adjusted(p: np.ndarray) -> np.ndarray:
     return q
 
 
-def too_few(p: np.ndarray, q: np.ndarray, draws: int, tests: int, what: str, sides: int = 1) -> str:
+def too_few(
+    p: np.ndarray, q: np.ndarray, draws: int, tests: int, what: str, sides: int = 1, correction: str = "bh"
+) -> str:
     """Why nothing could reach q <= 0.05 with that many draws of a null, though some p are the smallest there can be.
 
     Args:
@@ -27,6 +29,7 @@ def too_few(p: np.ndarray, q: np.ndarray, draws: int, tests: int, what: str, sid
         tests: how many different ones stand in `p`.
         what: plural, what was tested.
         sides: 2 where p is twice the smaller tail.
+        correction: "bh", or "by", whose q are larger by 1 + 1/2 + ... + 1/`tests`.
 
     Returns:
         Words, or nothing where something stands, or where no p is as small as it can be: more draws would not help.
@@ -35,8 +38,11 @@ def too_few(p: np.ndarray, q: np.ndarray, draws: int, tests: int, what: str, sid
     share = float((tested <= floor * (1 + 1e-9)).mean()) if tested.size else 0.0
     if not share or np.nanmin(q) <= _LEVEL:
         return ""
+    strict = float((1 / np.arange(1, tests + 1)).sum()) if correction == "by" else 1.0
+    needed = math.ceil(tests * floor * strict / _LEVEL)
+    takes = f"takes at least {needed:,} discoveries" if needed <= tests else "cannot be reached"
     return (
-        f"with {draws:,} permutations no p is below {floor:.2g}, so that q <= {_LEVEL:g} takes at least "
-        f"{math.ceil(tests * floor / _LEVEL):,} discoveries among the {tests:,} {what}, and {round(share * tests):,} "
-        f"have that p: raise permutations, to {math.ceil(sides / (_LEVEL * share)) - 1:,} or more if all of these hold"
+        f"with {draws:,} permutations no p is below {floor:.2g}, so that q <= {_LEVEL:g} {takes} among the {tests:,} "
+        f"{what}, and {round(share * tests):,} have that p: raise permutations, to "
+        f"{math.ceil(sides * strict / (_LEVEL * share)) - 1:,} or more if all of these hold"
     )

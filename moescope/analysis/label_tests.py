@@ -105,7 +105,7 @@ def against_dealings(
         labels: their names.
         score: the statistic, as in `permutation_null`.
         test: how.
-        mirrored: two labels whose scores are each other's negative, so that they are one test.
+        mirrored: two labels whose scores are each other's negative: one test, of which the first label has p and q.
     """
     n_labels = len(labels)
     documents = np.bincount(code, minlength=n_labels)
@@ -143,8 +143,10 @@ def against_dealings(
         )
     null = permutation_null(tables, tokens, code, observed, score, permutations, test.seed)
     p = axis.pad([null.p_value(row, test.alternative) for row in range(len(tables))])
+    if mirrored:
+        p[..., 1:] = np.nan
     q = q_values(p, test.correction)
-    attrs |= floor_of(p, q, permutations, tests, test.alternative)
+    attrs |= floor_of(p, q, permutations, tests, test)
     notes += [f"{attrs['floor']}, or read p_max"] if "floor" in attrs else []
     statistics |= {
         "p": p,
@@ -157,9 +159,10 @@ def against_dealings(
     return Tested(counts, observed, size, documents, statistics, attrs, notes)
 
 
-def floor_of(p: np.ndarray, q: np.ndarray, permutations: int, tests: int, alternative: Alternative) -> dict[str, str]:
+def floor_of(p: np.ndarray, q: np.ndarray, permutations: int, tests: int, test: LabelTest) -> dict[str, str]:
     """The attribute `floor`, where the permutations were too few for anything to stand."""
-    floor = too_few(p, q, permutations, tests, "tests", 1 if alternative == "greater" else 2)
+    sides = 1 if test.alternative == "greater" else 2
+    floor = too_few(p, q, permutations, tests, "tests", sides, test.correction)
     return {"floor": floor} if floor else {}
 
 

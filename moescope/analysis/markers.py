@@ -280,7 +280,7 @@ def _matched(
             "null_max_p99": np.quantile(found.largest, 0.99, method="higher"),
         }
         tests = int((~np.isnan(p)).sum())
-        attrs = attrs | floor_of(p, q, null.draws, tests, test.alternative)
+        attrs = attrs | floor_of(p, q, null.draws, tests, test)
         notes += [f"{attrs['floor']}, or read p_max"] if "floor" in attrs else []
         attrs = attrs | {"family": f"all {tests} defined (layer, expert, label) cells of this result"}
     else:

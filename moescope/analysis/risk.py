@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from moescope.analysis.association import noted, q_values
+from moescope.analysis.association import noted
 from moescope.analysis.counts import Phase, document_tables, labelling, sites_of
 from moescope.analysis.label_tests import Alternative, Correction, LabelTest, against_dealings
 from moescope.analysis.labelled import PADDING, LayerAxis, provenance
@@ -287,7 +287,7 @@ def _result(
         "count_first": (cell, count[..., 0]),
         "count_second": (cell, count[..., 1]),
         "p": (cell, statistics["p"][..., 0]),
-        "q": (cell, q_values(statistics["p"][..., 0], test.correction)),
+        "q": (cell, statistics["q"][..., 0]),
         "p_max": (
             cell,
             statistics["p_max"][..., 0] if test.alternative == "greater" else statistics["p_max"].min(axis=2),

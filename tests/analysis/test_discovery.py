@@ -13,28 +13,51 @@ from moescope.analysis.cards import absent
 from moescope.analysis.discovery import adjusted, too_few
 from moescope.analysis.domains import domain_specialisation_from_documents
 from moescope.analysis.expert_summary import preference_finding
+from moescope.analysis.risk import risk_difference_from_documents
 from moescope.analysis.specialisation import npmi_from_documents
 from moescope.analysis.summary import specialisation_finding
 from tests.analysis.made_stores import write
 from tests.analysis.test_pathways import routed
 
 
-@pytest.mark.parametrize(("draws", "sides", "tests", "small"), [(19, 1, 200, 60), (99, 2, 5000, 400), (30, 1, 50, 9)])
-def test_the_numbers_of_too_few_draws_are_those_of_the_rule(draws, sides, tests, small):
+@pytest.mark.parametrize("correction", ["bh", "by"])
+@pytest.mark.parametrize(("draws", "sides", "tests", "small"), [(249, 1, 200, 6), (999, 2, 5000, 40), (150, 1, 50, 2)])
+def test_the_numbers_of_too_few_draws_are_those_of_the_rule(draws, sides, tests, small, correction):
     p = np.full(tests, 0.7)
     p[:small] = sides / (draws + 1)
-    words = too_few(p, adjusted(p), draws, tests, "tests", sides).replace(",", "")
+    q = false_discovery_control(p, method=correction)
+    words = too_few(p, q, draws, tests, "tests", sides, correction).replace(",", "")
     needed = int(re.search(r"at least (\d+) discoveries", words)[1])
     enough = int(re.search(r"to (\d+) or more", words)[1])
     assert f"and {small} have that p" in words
     for stand, many in ((True, needed), (False, needed - 1)):
         tried = np.full(tests, 1.0)
         tried[:many] = sides / (draws + 1)
-        assert (false_discovery_control(tried).min() <= 0.05) is np.bool_(stand)
+        assert (false_discovery_control(tried, method=correction).min() <= 0.05) is np.bool_(stand)
     for stand, more in ((True, enough), (False, enough - 1)):
         tried = np.full(tests, 1.0)
         tried[:small] = sides / (more + 1)
-        assert (false_discovery_control(tried).min() <= 0.05 + 1e-12) is np.bool_(stand)
+        assert (false_discovery_control(tried, method=correction).min() <= 0.05 + 1e-12) is np.bool_(stand)
+
+
+def test_what_no_number_of_discoveries_could_reach_is_said_to_be_out_of_reach():
+    p = np.array([0.1, 0.1, 0.8, 0.9])
+    assert "q <= 0.05 cannot be reached among the 4 tests, and 2 have that p" in too_few(p, adjusted(p), 9, 4, "tests")
+
+
+def test_draws_for_one_side_are_judged_by_that_side():
+    """Experts of the second set say nothing of whether those of the first could have stood."""
+    counts, first = np.random.default_rng(0).poisson(20, (40, 1, 30)).astype(float), np.arange(40) < 20
+    counts[:20, 0, 0] += 40
+    counts[20:, 0, 1:6] += 40
+    tokens = np.full(40, 1500)
+    result = risk_difference_from_documents(counts, tokens, first, permutations=99, alternative="greater")
+    p = result["p"].values.ravel()
+    np.testing.assert_allclose(result["q"].values.ravel(), false_discovery_control(p))
+    low = int((p <= 0.01).sum())
+    assert 0 < low < 6
+    assert f"among the 30 tests, and {low} have that p" in result.attrs["floor"]
+    assert "floor" not in risk_difference_from_documents(counts, tokens, first, permutations=2000).attrs
 
 
 def test_nothing_is_said_where_draws_are_not_what_lacks():
