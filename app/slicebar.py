@@ -14,7 +14,7 @@ from moescope.app.expert_words import where_of
 from moescope.app.links import to
 from moescope.app.place import Place, longest, parse
 from moescope.app.scene import Desk, Scene
-from moescope.app.slicing import names, with_slice, without_slice
+from moescope.app.slicing import names, with_documents, with_values, without_slice
 from moescope.errors import MoescopeError
 
 _PATIENCE = 1.0  # seconds that a slice may take before its button is to be pressed again
@@ -106,7 +106,7 @@ def made(scene: Scene, name: str, words: str) -> Place:
         if here.label is None or scene.by is None:
             raise MoescopeError("Select a value of the label, or give words that the texts must hold.")
         if here.slice is None:
-            return with_slice(here, shown, scene.by, [here.label]).go(label=None)
+            return with_values(here, shown, scene.by, [here.label]).go(label=None)
     found = scene.compute(
         ("documents with", words, str(where)),
         "searching the texts",
@@ -114,7 +114,7 @@ def made(scene: Scene, name: str, words: str) -> Place:
     )
     if not found.size:
         raise MoescopeError(f"No document that counts here has {words!r} in it.")
-    there = with_slice(here, shown, "documents", found.tolist()).go(label=None)
+    there = with_documents(here, shown, found.tolist()).go(label=None)
     if len(there.slices or "") > longest():
         raise MoescopeError(
             f"{found.size:,} documents, too scattered for an address: choose rarer words, or select a value "

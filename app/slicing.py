@@ -53,31 +53,42 @@ def active(place: Place) -> Where | None:
     return None if place.slice is None else where_of_slice(place, place.slice)
 
 
-def with_slice(place: Place, name: str, column: str, values: Iterable[str | int]) -> Place:
-    """The place with one more slice, active.
-
-    Args:
-        place: where we are.
-        name: of the slice; letters, digits, blanks, dots, dashes.
-        column: a label, or "documents".
-        values: label values, or document numbers.
+def with_documents(place: Place, name: str, numbers: Iterable[int]) -> Place:
+    """The place with one more slice, active: of these documents.
 
     Raises:
         MoescopeError: the name cannot be used, or no document is in it.
     """
+    return _with(place, name, "documents", _ranges(sorted(set(numbers))))
+
+
+def with_values(place: Place, name: str, column: str, values: Iterable[str]) -> Place:
+    """The place with one more slice, active: of the documents whose label has one of these values.
+
+    Args:
+        place: where we are.
+        name: of the slice; letters, digits, blanks, dots, dashes.
+        column: the label.
+        values: of it.
+
+    Raises:
+        MoescopeError: the name cannot be used, no value is given, or an address cannot hold the label or a value.
+    """
+    if column == "documents" or set(column) & set(":|~"):
+        raise MoescopeError(f"The label {column!r} cannot be in a slice: rename it without colon, bar or tilde.")
+    listed = list(values)
+    if any(set(value) & set(",|~") for value in listed):
+        raise MoescopeError("Label values with a comma, a tilde or a bar cannot be in a slice.")
+    return _with(place, name, column, ",".join(listed))
+
+
+def _with(place: Place, name: str, column: str, text: str) -> Place:
     if not re.fullmatch(r"[\w .-]{1,40}", name):
         raise MoescopeError("A slice's name may have letters, digits, blanks, dots and dashes, at most 40.")
-    listed = list(values)
-    if not listed:
+    if not text:
         raise MoescopeError("A slice needs at least one document.")
-    if column == "documents":
-        rule = f"documents:{_ranges(sorted({int(value) for value in listed}))}"
-    else:
-        if any(set(str(value)) & set(",|~") for value in listed):
-            raise MoescopeError("Label values with a comma, a tilde or a bar cannot be in a slice.")
-        rule = f"{column}:{','.join(str(value) for value in listed)}"
-    kept = [f"{known}~{old}" for known, old in _rules(place) if known != name]
-    return place.go(slices="|".join([*kept, f"{name}~{rule}"]), slice=name)
+    kept = [f"{known}~{rule}" for known, rule in _rules(place) if known != name]
+    return place.go(slices="|".join([*kept, f"{name}~{column}:{text}"]), slice=name)
 
 
 def without_slice(place: Place, name: str) -> Place:

@@ -220,7 +220,7 @@ def _lassoed(scene: Scene, points: Sequence[dict[str, Any]]) -> Place | None:
     documents = scene.compute(key, "documents of tokens", lambda: analysis.documents_of_tokens(store, ids), patience=30)
     known = slicing.names(scene.place)
     name = next(name for name in (f"lasso {number}" for number in range(1, len(known) + 2)) if name not in known)
-    there = slicing.with_slice(scene.place, name, "documents", documents.tolist())
+    there = slicing.with_documents(scene.place, name, documents.tolist())
     if len(there.slices or "") > _LONGEST:
         raise MoescopeError(
             f"These {len(ids)} tokens stand in {len(documents):,} documents, more than an address can name; "

@@ -8,7 +8,7 @@ import pytest
 from moescope import analysis
 from moescope.app.pages.compare import COMPARE, sets_of
 from moescope.app.place import parse
-from moescope.app.slicing import with_slice
+from moescope.app.slicing import with_documents, with_values
 from moescope.errors import MoescopeError
 from tests.analysis.made_stores import random_truth, write
 from tests.app.made_desk import DOCUMENTS, DOMAIN, drawn, made_desk, made_shelf, words
@@ -60,17 +60,17 @@ def test_sets_of_texts(desk):
     place = parse("/store/a/compare?label=code")[0]
     assert asked(place) == ({"domain": ["code"]}, {"domain": ["math", "prose"]}, ("code", "other domains"))
     assert asked(place.go(against="math"))[1:] == ({"domain": ["math"]}, ("code", "math"))
-    few = with_slice(parse("/store/a/compare")[0], "few", "documents", range(6))
+    few = with_documents(parse("/store/a/compare")[0], "few", range(6))
     assert asked(few) == ({"document": list(range(6))}, None, ("slice few", "all others"))
     inside = asked(few.go(label="code", against="math"))
     assert inside[0] == {"document": list(range(6)), "domain": ["code"]}
     assert inside[1] == {"document": list(range(6)), "domain": ["math"]}
-    many = with_slice(few, "rest", "documents", range(6, DOCUMENTS)).go(slice="few", against="slice:rest")
+    many = with_documents(few, "rest", range(6, DOCUMENTS)).go(slice="few", against="slice:rest")
     assert asked(many)[1:] == ({"document": list(range(6, DOCUMENTS))}, ("slice few", "slice rest"))
 
 
 def test_the_second_set_stays_in_the_slice(desk):
-    two = with_slice(parse("/store/a/compare?label=code")[0], "two", "domain", ["code", "math"])
+    two = with_values(parse("/store/a/compare?label=code")[0], "two", "domain", ["code", "math"])
     assert sets_of(desk.scene(two))[:2] == ({"domain": ["code"]}, {"domain": ["math"]})
     with pytest.raises(MoescopeError, match="No document of the slice 'two' has 'prose'"):
         sets_of(desk.scene(two.go(against="prose")))
@@ -78,7 +78,7 @@ def test_the_second_set_stays_in_the_slice(desk):
         {"domain": ["code", "math"]},
         {"domain": ["prose"]},
     )
-    one = with_slice(two, "one", "domain", ["code"])
+    one = with_values(two, "one", "domain", ["code"])
     with pytest.raises(MoescopeError, match="Every document of the slice 'one' has 'code'"):
         sets_of(desk.scene(one))
 

@@ -9,21 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moescope.app.place import Place, parse
-from moescope.app.slicing import active, names, where_of_slice, with_slice, without_slice
+from moescope.app.slicing import active, names, where_of_slice, with_documents, with_values, without_slice
 from moescope.errors import MoescopeError
 
 
 @given(st.sets(st.integers(0, 3000), min_size=1, max_size=60))
 def test_documents_survive_the_url(numbers):
-    place = with_slice(Place("overview", "demo"), "some", "documents", numbers)
+    place = with_documents(Place("overview", "demo"), "some", numbers)
     back, notes = parse(place.href)
     assert not notes
     assert active(back) == {"document": sorted(numbers)}
 
 
 def test_several_slices_one_active_and_gone_again():
-    place = with_slice(Place("overview", "demo"), "code", "domain", ["code", "math"])
-    place = with_slice(place, "few", "documents", [1, 2, 3, 9])
+    place = with_values(Place("overview", "demo"), "code", "domain", ["code", "math"])
+    place = with_documents(place, "few", [1, 2, 3, 9])
     assert names(place) == ["code", "few"]
     assert where_of_slice(place, "code") == {"domain": ["code", "math"]}
     assert where_of_slice(place, "few") == {"document": [1, 2, 3, 9]}
@@ -50,7 +50,13 @@ def test_a_slice_that_cannot_be_read_says_so(slices_text, name, words):
 @pytest.mark.parametrize(("name", "values"), [("", ["x"]), ("a|b", ["x"]), ("ok", []), ("ok", ["a,b"])])
 def test_a_slice_that_the_url_cannot_hold_is_refused(name, values):
     with pytest.raises(MoescopeError):
-        with_slice(Place("overview", "demo"), name, "domain", values)
+        with_values(Place("overview", "demo"), name, "domain", values)
+
+
+@pytest.mark.parametrize("column", ["documents", "a:b", "a~b", "a|b"])
+def test_a_label_whose_name_would_be_read_otherwise_is_refused(column):
+    with pytest.raises(MoescopeError, match="rename it"):
+        with_values(Place("overview", "demo"), "some", column, ["3"])
 
 
 @pytest.mark.parametrize("rule", ["9-3", ",".join(["0-4999999"] * 400), "0-4999999,7"])
