@@ -226,7 +226,7 @@ def parse_manifest(text: str | bytes, where: Path | str) -> Manifest:
 
     try:
         raw = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{where}: manifest.json is damaged (not JSON); restore it from a copy.") from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise StoreError(f"{where} is not a MoEscope store: its manifest.json is of another kind.")

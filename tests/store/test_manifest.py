@@ -25,6 +25,7 @@ def test_a_manifest_survives_json():
     ("text", "message"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[]", "not a MoEscope store"),
         ('{"format": "zarr"}', "not a MoEscope store"),
         (written(version=2), "format version 2.*Upgrade"),
