@@ -288,7 +288,7 @@ def _path(path: str) -> tuple[dict[str, Any], list[str]]:
         return found, []
     if len(rest) == 1 and rest[0] in PAGES:
         return found | {"page": rest[0]}, []
-    if len(rest) == 2 and (layer := _layer(rest[0])) and re.fullmatch(r"E\d{1,6}", rest[1]):
+    if len(rest) == 2 and (layer := _layer(rest[0])) and re.fullmatch(r"E\d{1,15}", rest[1]):
         return found | {"page": "expert", "layer": layer, "expert": int(rest[1][1:])}, []
     return found, [f"There is no page {short('/'.join(rest))!r} of a store; here is its overview instead."]
 
@@ -301,7 +301,7 @@ def _layer(text: str) -> str | None:
     """ "12" of "12", "L12" and "L012"; a site key that is more than a number as it is."""
     if match := re.fullmatch(r"L?(\d{1,5})", text):
         return str(int(match[1]))
-    return text if re.fullmatch(r"L\d{3,}[A-Za-z0-9_-]+", text) else None
+    return text if re.fullmatch(r"L\d{3,}+[A-Za-z0-9_-]+", text) else None
 
 
 def _value(name: str, kind: str, text: str) -> Any:
@@ -310,7 +310,7 @@ def _value(name: str, kind: str, text: str) -> Any:
     if name in ("layer", "neighbour"):
         return _layer(text)
     if name == "pin":
-        match = re.fullmatch(r"(L[A-Za-z0-9_-]+)E(\d{1,6})", text, re.ASCII)
+        match = re.fullmatch(r"(L[A-Za-z0-9_-]+)E(\d{1,15})", text, re.ASCII)
         layer = None if match is None else _layer(match[1])
         return None if match is None or layer is None else f"{_layer_in_path(layer)}E{int(match[2])}"
     if kind.startswith("int"):

@@ -32,13 +32,13 @@ KINDS = {
 _DECISIONS: dict[str, Any] = {"mask": Mask, "zero": Zero, "promote": Promote, "demote": Demote, "prune": Prune}
 _NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _PART = re.compile(
-    r"L(?P<layer>\d{1,5}|\d{3,}[A-Za-z0-9_-]*?)E(?P<experts>\d{1,6}(?:\.\d{1,6})*)"
+    r"L(?P<layer>\d{1,5}|\d{3,}+[A-Za-z0-9_-]*?)E(?P<experts>\d{1,6}(?:\.\d{1,6})*)"
     rf"(?:\*(?P<factor>{_NUMBER})(?:@(?P<stage>[a-z_]+))?"
     rf"|!merge(?P<merge>(?P<weights>(?::{_NUMBER})*)(?P<keep>@first)?(?P<unaligned>@unaligned)?)|!(?P<kind>[a-z]+))",
     re.ASCII,
 )
 _LAYER_PART = re.compile(
-    r"L(?P<layer>\d{1,5}|\d{3,}[A-Za-z0-9_-]*)"
+    r"L(?P<layer>\d{1,5}|\d{3,}+[A-Za-z0-9_-]*)"
     rf"!(?:top_k:(?P<top_k>\d{{1,6}})|top_p:(?P<top_p>{_NUMBER})|ranks:(?P<ranks>\d{{1,6}}(?:\.\d{{1,6}})*))(?P<raw>@raw)?",
     re.ASCII,
 )

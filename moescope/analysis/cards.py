@@ -155,10 +155,10 @@ def parsed(name: str | tuple[int | str, int]) -> tuple[int | str, int]:
     """
     if not isinstance(name, str):
         return name[0], int(name[1])
-    match = re.fullmatch(r"\s*[Ll](\d+)\s*[Ee](\d+)\s*", name)
+    match = re.fullmatch(r"\s*[Ll](\d{1,15})\s*[Ee](\d{1,15})\s*", name)
     if match is not None:
         return int(match[1]), int(match[2])
-    match = re.fullmatch(r"\s*(L\d{3,}[A-Za-z_-][A-Za-z0-9_-]*?)E(\d+)\s*", name)
+    match = re.fullmatch(r"\s*(L\d{3,}[A-Za-z_-][A-Za-z0-9_-]*?)E(\d{1,15})\s*", name)
     if match is None:
         raise MoescopeError(f"{name!r} names no expert: write it as L3E7, layer 3 and expert 7.")
     return match[1], int(match[2])
