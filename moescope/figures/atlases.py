@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from moescope.analysis.labelled import expert_name
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
 from moescope.figures.theme import colour_bar, plain, row_height, template
 
@@ -110,5 +111,5 @@ def _near(result: xr.Dataset, names: list[str], row: int, expert: int, title: st
     if name not in result or not 0 <= row + step < len(names):
         return []
     found = result[name].values[row, expert]
-    shown = [f"L{names[row + step]}E{int(e)}" for e in found[np.isfinite(found)]]
+    shown = [expert_name(names[row + step], int(e)) for e in found[np.isfinite(found)]]
     return [f"{title} {', '.join(shown)}"] if shown else []

@@ -77,7 +77,9 @@ def _said(result: xr.Dataset) -> str:
 
 
 def _map(result: xr.Dataset, name: str, axis: str, here: np.ndarray | None = None, opacity: float = 1.0) -> go.Heatmap:
-    shown = [result[column].values for column in ("low", "high", "rest", "rank", "first", "null_low", "null_high", "q")]
+    columns = ("attribution", "low", "high", "rest", "rank", "first", "null_low", "null_high", "q")
+    shown = [result[column].values for column in columns]
+    beyond_others = "<b>%{z:+.4f} beyond the other texts</b><br>" if name == "contrast" else ""
     return go.Heatmap(
         z=result[name].values if here is None else np.where(here, result[name].values, np.nan),
         opacity=opacity,
@@ -89,9 +91,10 @@ def _map(result: xr.Dataset, name: str, axis: str, here: np.ndarray | None = Non
         xgap=1,
         ygap=1,
         hovertemplate=(
-            "layer %{y}, expert %{x}<br><b>%{z:.4f}</b><br>95 %: %{customdata[0]:.4f} to %{customdata[1]:.4f}; other "
-            "texts %{customdata[2]:.4f}<br>texts at random %{customdata[5]:.4f} to %{customdata[6]:.4f}, q "
-            "%{customdata[7]:.3g}<br>rank %{customdata[3]}, first in %{customdata[4]:.0%} of resamples"
+            f"layer %{{y}}, expert %{{x}}<br>{beyond_others}"
+            "<b>%{customdata[0]:.4f} on the set</b> (95 %: %{customdata[1]:.4f} to %{customdata[2]:.4f}); other "
+            "texts %{customdata[3]:.4f}<br>texts at random %{customdata[6]:.4f} to %{customdata[7]:.4f}, q "
+            "%{customdata[8]:.3g}<br>rank %{customdata[4]}, first in %{customdata[5]:.0%} of resamples"
             "<extra></extra>"
         ),
     )

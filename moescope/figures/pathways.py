@@ -41,7 +41,7 @@ def paths(result: xr.Dataset, level: float = 0.05, most: int = 40, bands: str | 
 
     Args:
         result: from `analysis.paths`.
-        level: paths with p at most this stand in colour (all of them where there was no control).
+        level: paths with p at most this stand in colour; none where there was no control.
         most: paths to draw, the most used first.
         bands: "paths" or "transitions" draws these alone; by default a menu chooses.
     """
@@ -75,6 +75,7 @@ def paths(result: xr.Dataset, level: float = 0.05, most: int = 40, bands: str | 
     if bands != "transitions":
         shown = min(most, result.sizes["path"])
         said += f" · the {shown} paths drawn carry {float(result['share'].values[:shown].sum()):.1%} of the tokens"
+        said += " · not tested, so all are grey" * bool(np.isnan(result["p"].values).all())
     figure.add_annotation(text=said, x=0, y=0, xref="paper", yref="paper", xanchor="left", yanchor="top", yshift=-16)
     figure.update_layout(
         template=template("light"),
@@ -97,7 +98,7 @@ def _path_bands(result: xr.Dataset, level: float, most: int) -> tuple[list[Band]
         part = result.isel(path=index)
         route = part["expert"].values.tolist()
         count, control, of_rank, p, q = (float(part[name]) for name in ("count", "control", "control_rank", "p", "q"))
-        beyond = not tested or p <= level
+        beyond = tested and p <= level
         text = f"path {' → '.join(map(str, route))}<br>{count:,.0f} tokens, {float(part['share']):.2%}"
         if tested:
             text += f"<br>controls: {control:,.1f} on average, {of_rank:,.1f} for the path of its rank"

@@ -65,16 +65,21 @@ def vocabulary_specialisation(result: xr.Dataset, strongest: int = 20) -> go.Fig
     return figure
 
 
+def _listed(result: xr.Dataset, strongest: int) -> tuple[np.ndarray, ...]:
+    """Where the tokens stand that are furthest above what chance reaches once in a hundred, the furthest first."""
+    share = result["share"].values
+    above = np.where(np.isnan(share), -np.inf, share - result["null_p99"].values).ravel()
+    best = np.argsort(-above, kind="stable")[:strongest]
+    return np.unravel_index(best[np.isfinite(above[best])], share.shape)
+
+
 def _beyond(result: xr.Dataset, strongest: int) -> str:
-    """Whether as many stand at q <= 0.05 as are listed, or how many do."""
+    """How many of the tokens listed stand at q <= 0.05."""
     q = result["q"].values
     if untested(q):
         return ", not tested"
-    beyond = (q <= 0.05).sum()
-    listed = min(strongest, int(np.isfinite(q).sum()))
-    return (
-        ", beyond chance" if beyond >= listed else f"; {beyond:,} beyond chance" if beyond else "; none beyond chance"
-    )
+    stands = q[_listed(result, strongest)] <= 0.05
+    return ", beyond chance" if stands.all() else f"; {stands.sum() or 'none'} of {stands.size} beyond chance"
 
 
 def _boxes(result: xr.Dataset, layers: list[str]) -> list[Any]:
@@ -134,10 +139,7 @@ def _lines(result: xr.Dataset, layers: list[str]) -> list[Any]:
 
 
 def _tokens(result: xr.Dataset, layers: list[str], strongest: int) -> list[Any]:
-    share, chance = result["share"].values, result["null_p99"].values
-    beyond = np.where(np.isnan(share), -np.inf, share - chance).ravel()
-    best = np.argsort(-beyond, kind="stable")[:strongest]
-    at = np.unravel_index(best[np.isfinite(beyond[best])], share.shape)
+    share, chance, at = result["share"].values, result["null_p99"].values, _listed(result, strongest)
     labels = result["label"].values if "label" in result.dims else None
     names = []
     for place, (row, token) in enumerate(zip(at[0], at[1], strict=True)):

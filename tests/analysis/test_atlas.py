@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from moescope import analysis
+from moescope import analysis, figures
 from moescope.errors import MoescopeError
 from moescope.report import write_atlas
 from tests.analysis import function_stores
 from tests.analysis.made_stores import random_truth, write
+from tests.figures.tooltips import told
 
 DOCUMENTS, WIDTHS = 60, [6, 5, 4]
 
@@ -130,6 +131,7 @@ def test_two_routers_of_one_layer_are_kept_apart(tmp_path):
     assert (card.name, card.layer, card.values["effect"], card.similar[0][0]) == ("L000-mlpE2", 0, 6, "L000-mlpE3")
     with pytest.raises(MoescopeError, match="name one: L000-attention or L000-mlp"):
         analysis.card(store, "L0E2", found)
+    assert "scored like L000-mlpE3" in told(figures.draw(found).data[0], 1, 2)
     page = write_atlas(store, tmp_path / "atlas.html").read_text()
     assert all(f"id='{key}E0'" in page for key in keys)
 

@@ -13,6 +13,7 @@ import moescope as ms
 from moescope import analysis, figures
 from moescope.store import Store
 from tests.capturing.texts import model, rows
+from tests.figures.tooltips import told
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +109,26 @@ def test_what_cannot_be_had_is_told(store: Store, tmp_path: Path) -> None:
         analysis.attribution(plain, label="short", score="score")
     with pytest.raises(ms.MoescopeError, match="nothing to attribute"):
         analysis.attribution_from_documents(np.zeros((2, 1, 2)), np.array([0, 0]))
+
+
+def test_both_maps_say_which_number_the_interval_is_of() -> None:
+    rng = np.random.default_rng(0)
+    means, here = rng.random((30, 2, 4)), np.arange(30) < 10
+    means[here, 1, 2] += 1
+    result = analysis.attribution_from_documents(means, here, layers=[3, 5], permutations=500)
+    left, pale, full = (trace for trace in figures.draw(result).data if trace.type == "heatmap")
+    np.testing.assert_array_equal(left.z, result["attribution"])
+    np.testing.assert_array_equal(np.where(np.isnan(full.z), pale.z, full.z), result["contrast"])
+    np.testing.assert_array_equal(np.isfinite(full.z), result["q"] <= 0.05)
+    for row, expert in ((1, 2), (0, 3)):
+        cell = {str(name): float(result[name][row, expert]) for name in result.data_vars if result[name].ndim == 2}
+        of_set = f"{cell['attribution']:.4f} on the set  (95 %: {cell['low']:.4f} to {cell['high']:.4f})"
+        others = f"{cell['attribution'] - cell['rest']:+.4f} beyond the other texts"
+        for trace in (left, full if np.isfinite(full.z[row, expert]) else pale):
+            text = told(trace, row, expert)
+            assert f"layer {(3, 5)[row]}, expert {expert} " in text
+            assert of_set in text
+            assert f"texts {cell['rest']:.4f}" in text
+            assert f"texts at random {cell['null_low']:.4f} to {cell['null_high']:.4f}, q {cell['q']:.3g}" in text
+            assert f"rank {cell['rank']}, first in {cell['first']:.0%}" in text
+            assert (others in text) is (trace is not left)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from moescope import analysis, figures
 from moescope.figures.specialisation import read
@@ -73,9 +74,16 @@ def test_vocabulary_names_what_is_furthest_above_chance():
     np.testing.assert_allclose(mean.x, result["mean_share"])
     stand = int((result["q"].values <= 0.05).sum())
     assert 0 < stand < result["share"].size
-    assert f"<b>Settled most; {stand} beyond chance</b>" in figure.layout.annotations[1].text
+    listed = result["share"].size
+    assert f"<b>Settled most; {stand} of {listed} beyond chance</b>" in figure.layout.annotations[1].text
+    # The token furthest above chance need not be one that stands: what is said is of those listed.
+    furthest = result["share"] - result["null_p99"] == (result["share"] - result["null_p99"]).max()
+    weak = result.assign(q=xr.where(furthest, 0.2, 0.01).where(result["q"].notnull()))
+    words = [figures.vocabulary_specialisation(weak, n).layout.annotations[1].text for n in (1, listed)]
+    assert "<b>Settled most; none of 1 beyond chance</b>" in words[0]
+    assert f"<b>Settled most; {listed - 1} of {listed} beyond chance</b>" in words[1]
     none = figures.draw(result.assign(q=result["q"] * 0 + 0.06))
-    assert "<b>Settled most; none beyond chance</b>" in none.layout.annotations[1].text
+    assert f"<b>Settled most; none of {listed} beyond chance</b>" in none.layout.annotations[1].text
     guessed = figures.draw(result.assign(q=result["q"] * np.nan))
     assert "<b>Settled most, not tested</b>" in guessed.layout.annotations[1].text
     both = figures.draw(result.expand_dims(label=["one", "two"], axis=-1))

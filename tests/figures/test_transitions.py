@@ -152,7 +152,9 @@ def test_sankey_of_paths_and_transitions(store):
     alone = {kind: figures.paths(result, bands=kind).layout.annotations[-1].text for kind in ("paths", "transitions")}
     assert ["paths drawn" in alone[kind] for kind in ("paths", "transitions")] == [True, False]
     uncontrolled = figures.paths(paths(store, length=2, draws=0))
-    assert set(uncontrolled.data[0].link.color) == {_ORANGE_BAND}
+    assert set(uncontrolled.data[0].link.color) == {_GREY_BAND}
+    assert "not tested, so all are grey" in uncontrolled.layout.annotations[-1].text
+    assert "not tested" not in texts[3]
 
 
 def test_ticks_of_a_pair_of_layers_stand_at_whole_experts():
