@@ -10,6 +10,7 @@ import pyarrow as pa
 from dash import Dash
 from flask import Response, request
 
+from moescope import figures
 from moescope.analysis.spreadsheets import as_csv
 from moescope.app import book
 from moescope.app.answers import Pending
@@ -55,7 +56,7 @@ def _made(desk: Desk, place: Place, name: str, kind: str) -> Response:
         figure = figure_of(view, scene)
         if scene.dark:
             figure.update_layout(paper_bgcolor="#1a1d21")
-        page = figure.to_html(include_plotlyjs=True, config={"displaylogo": False})
+        page = figures.page(figure)
         return _sent(page.encode(), "text/html; charset=utf-8", f"{name}.html")
     if kind in ("csv", "parquet") and isinstance(view, TableView):
         filters, order = (json.loads(request.args.get(name) or "null") for name in ("filter", "sort"))

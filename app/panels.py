@@ -11,6 +11,7 @@ from dash import dcc, html
 from moescope.app.aria import SILENT, named, titled_by
 from moescope.app.scene import Scene
 from moescope.app.views import BlockView, FigureView, Page, TableView, View
+from moescope.figures.pages import CONFIG
 
 MODEBAR = {"bgcolor": "rgba(0,0,0,0)", "color": "#8b919a", "activecolor": "#3f84c9"}
 """Colours of a figure's buttons, on either page."""
@@ -118,7 +119,7 @@ def _bare(view: View) -> bool:
 def plot_config(lasso: bool = False) -> Any:
     """What every figure of the app lets its reader do."""
     removed = ["autoScale2d", "toImage", *([] if lasso else ["lasso2d", "select2d"])]
-    return {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": removed}
+    return CONFIG | {"responsive": True, "modeBarButtonsToRemove": removed}
 
 
 def _graph(view: FigureView) -> Any:

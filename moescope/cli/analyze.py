@@ -162,9 +162,9 @@ def _show(result: xr.Dataset, rows: str | None, json: bool, csv: Path | None, ht
     if csv is not None:
         write_csv(found, csv)
     if html is not None:
-        from moescope.figures import draw
+        from moescope.figures import draw, save
 
-        draw(result).write_html(html, include_plotlyjs=True)
+        save(draw(result), html)
     plain = found.astype(object).where(found.notna(), None)
     if json:
         screen.print_json({"attrs": result.attrs, "rows": plain.to_dict("records")})

@@ -198,9 +198,9 @@ def _show(result: xr.Dataset, json: bool, csv: Path | None, html: Path | None, a
     if csv is not None:
         write_csv(rows, csv)
     if html is not None:
-        from moescope.figures import draw
+        from moescope.figures import draw, save
 
-        draw(result).write_html(html, include_plotlyjs=True)
+        save(draw(result), html)
     more = table(result, also) if also else None
     if json:
         answer = {"attrs": result.attrs, "rows": rows.to_dict("records")}

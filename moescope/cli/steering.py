@@ -229,6 +229,6 @@ def _texts(model: Model, recipe: Recipe, text: str, new: int, seed: int, json: b
 
 
 def _draw(result: Any, html: Path) -> None:
-    from moescope.figures import draw
+    from moescope.figures import draw, save
 
-    draw(result).write_html(html, include_plotlyjs=True)
+    save(draw(result), html)

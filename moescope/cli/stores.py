@@ -191,7 +191,7 @@ def _effect(
             controls=controls, on_progress=lambda done, total: advance(done),
         )  # fmt: skip
     if html is not None:
-        figures.draw(result).write_html(html, include_plotlyjs=True)
+        figures.save(figures.draw(result), html)
     return result
 
 

@@ -121,9 +121,9 @@ def trace(
     if csv is not None:
         write_csv(rows_of, csv)
     if html is not None:
-        from moescope.figures import draw
+        from moescope.figures import draw, save
 
-        draw(result).write_html(html, include_plotlyjs=True)
+        save(draw(result), html)
     if json:
         known = {name: result[name].values for name in ("plain", "source")}
         screen.print_json({"attrs": result.attrs, **known, "rows": rows_of.to_dict("records")})

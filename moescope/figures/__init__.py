@@ -5,6 +5,7 @@ new.
 >>> figures.npmi(analysis.npmi(store)).show()
 >>> figures.draw(result)                       # whichever figure fits the result
 >>> figures.dark(figure)                       # the same figure for a dark page
+>>> figures.save(figure, "npmi.html")          # one file, which opens without a network
 
 Names are loaded on first use, so that importing this package costs nothing.
 """
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from moescope.figures.maps import expert_map, gate_map, token_map
     from moescope.figures.matching import neuron_matching
     from moescope.figures.outliers import super_experts
+    from moescope.figures.pages import page, save
     from moescope.figures.pathways import paths
     from moescope.figures.placements import placement
     from moescope.figures.preferences import expert_labels
@@ -127,6 +129,8 @@ _HOME = {
     "trace_paths": "traces",
     "trace_positions": "traces",
     "dark": "theme",
+    "page": "pages",
+    "save": "pages",
     "template": "theme",
 }
 
@@ -171,12 +175,14 @@ __all__ = [
     "npmi_tokens",
     "offload",
     "output_similarity",
+    "page",
     "paths",
     "placement",
     "relearning",
     "replay",
     "risk_difference",
     "risk_difference_between",
+    "save",
     "solving",
     "super_expert_effects",
     "super_experts",
@@ -207,7 +213,7 @@ def draw(result: xr.Dataset) -> go.Figure:
     from moescope.errors import MoescopeError
 
     name = str(result.attrs.get("analysis"))
-    known = [figure for figure, home in _HOME.items() if home != "theme"]
+    known = [figure for figure, home in _HOME.items() if home not in ("theme", "pages")]
     if name not in known:
         raise MoescopeError(f"There is no figure for the result of {name!r}; figures: {', '.join(known)}.")
     return __getattr__(name)(result)

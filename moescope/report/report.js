@@ -4,7 +4,13 @@
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
   const templates = { light: read("template-light"), dark: read("template-dark") };
   const night = window.matchMedia("(prefers-color-scheme: dark)");
-  const settings = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const settings = {
+    responsive: true,
+    displaylogo: false,
+    showSendToCloud: false,
+    plotlyServerURL: "",
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+  };
 
   function draw() {
     for (const place of document.querySelectorAll("[data-figure]")) {

@@ -20,6 +20,7 @@ _RULES = {
     "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]},
     "resultTypes": ["violations"],
 }
+_BUTTONS = {"Zoom", "Pan", "Box Select", "Lasso Select", "Zoom in", "Zoom out", "Reset axes", "Reset view"}
 _PLACES = {
     name: Place(name, "demo", layer="3", expert=7, other="masked" if name == "compare" else None) for name in PAGES
 } | {"expert": Place("expert", "demo", layer="3", expert=7, pin="L5E2")}
@@ -33,6 +34,7 @@ def test_a_page(chromium, served, name, theme):
         visitor = Visitor(context.new_page(), served).go(_PLACES[name].href)
         visitor.shot(f"{name}-{theme}-1280")
         assert not visitor.overflow()
+        assert visitor.buttons() <= _BUTTONS  # and none that sends a figure anywhere
         found = axe.Axe().run(visitor.page, options=_RULES)
         assert found.violations_count == 0, found.generate_report()
         visitor.page.set_viewport_size({"width": 1920, "height": 1080})

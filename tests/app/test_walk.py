@@ -137,6 +137,9 @@ def test_a_figure_is_saved_as_one_file_that_works_offline(visitor, chromium, tmp
     page.goto(file.as_uri())
     page.wait_for_selector(".js-plotly-plot .main-svg")
     assert not troubles
+    offered = page.eval_on_selector_all(".modebar-btn", "all => all.map((one) => one.dataset.title)")
+    assert "Zoom" in offered
+    assert not [title for title in offered if "share" in title.lower() or "cloud" in title.lower()]
     context.close()
     visitor.well()
 

@@ -98,6 +98,10 @@ class Visitor:
                 .slice(0, 3).map((e) => e.outerHTML.slice(0, 160))"""
         )
 
+    def buttons(self) -> set[str]:
+        """What the figures' own buttons offer."""
+        return set(self.page.eval_on_selector_all(".modebar-btn", "all => all.map((one) => one.dataset.title)"))
+
     def well(self) -> None:
         """Nothing went wrong until now."""
         assert not self.trouble, self.trouble

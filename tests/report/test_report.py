@@ -244,6 +244,9 @@ def open_and_look(tab, page: Path, width: int) -> None:
         tab.mouse.move(box["x"] + box["width"] * place, box["y"] + box["height"] * 0.25)
         tab.wait_for_selector("[data-figure=figure-npmi] .hovertext")
         assert "99th percentile" in tab.text_content("[data-figure=figure-npmi] .hovertext")
+    buttons = tab.eval_on_selector_all(".modebar-btn", "all => all.map((one) => one.dataset.title)")
+    known = {"Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
+    assert set(buttons) == known  # none sends a figure anywhere
     assert tab.evaluate("window.hacked") is None
     assert complaints == []
     assert requests == [page.as_uri()]
