@@ -148,19 +148,28 @@ def margin_of_expert(result: xr.Dataset, site: str, expert: int) -> Finding:
         return Finding("margins", "Is chosen more narrowly than its layer's others.", detail, True, values)
     if q <= LEVEL and margin > layer:
         return Finding("margins", "Is chosen more clearly than its layer's others.", detail, True, values)
-    known = False if np.isfinite(q) else None
-    return Finding("margins", "Is chosen about as clearly as its layer's others.", detail, known, values)
+    if np.isnan(q):
+        headline = "Whether it is chosen as clearly as its layer's others was not tested."
+        return Finding(
+            "margins", headline, f"{detail} No spread between its documents is known to judge it by.", None, values
+        )
+    return Finding("margins", "Is chosen about as clearly as its layer's others.", detail, False, values)
 
 
 def _margin_q(layer: xr.Dataset) -> np.ndarray:
-    """[expert] q that an expert's mean margin is its layer's: t tests by the interval's width, over its documents."""
+    """[expert] q that an expert's mean margin is its layer's: t tests by the interval's width, over its documents.
+
+    NaN where fewer than two groups of documents, or groups that are all alike, show no spread.
+    """
     groups = layer["margin_groups"].values
     freedom = np.where(groups > 1, groups - 1, np.nan)
     spread = (layer["margin_high"] - layer["margin_low"]).values / (2 * norm.ppf(0.975))
     spread = spread * np.sqrt(1 + 1 / freedom)  # the bootstrap's variance divides by n
-    gap = np.abs((layer["margin"] - layer["layer_margin"]).values)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return adjusted(np.where(gap == 0, np.where(np.isnan(spread), np.nan, 1.0), 2 * t.sf(gap / spread, freedom)))
+    margin = layer["margin"].values
+    gap = np.abs(margin - float(layer["layer_margin"]))
+    # Documents that are all alike show no spread to judge a gap by.
+    apart = gap / np.where(spread > 1e-12 * np.abs(margin), spread, np.nan)
+    return adjusted(np.where((gap == 0) & ~np.isnan(spread), 1.0, 2 * t.sf(apart, freedom)))
 
 
 _CRITERIA = {

@@ -36,6 +36,6 @@ def _span(values: list[int]) -> str:
 
 def _millions(value: int) -> str:
     for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if value >= size:
+        if value >= 0.9995 * size:  # what rounds to 1,000 of the smaller unit is 1 of this one
             return f"{value / size:.3g}{unit}"
     return str(value)

@@ -62,4 +62,5 @@ def domain_specialisation(
 
 
 def _about(result: xr.Dataset, index: int, stands: np.ndarray) -> str:
-    return "no null" if np.isnan(result["q"].values).all() else counted(stands[..., index].sum(), "above chance")
+    above = stands[..., index] & (result["share"].values > result["null_mean"].values)[..., index]
+    return "no null" if np.isnan(result["q"].values).all() else counted(above.sum(), "above chance")

@@ -135,6 +135,9 @@ def layer_expert_grid(
         raise MoescopeError(f"This result has no {value!r} by expert to draw; it has {', '.join(offered) or 'none'}.")
     cells, words = _cells(result, value)
     measure, exists = MEASURES[value], result["exists"].values.astype(bool)
+    not_tested = "label" in result[value].dims and untested(result["q"].values)
+    if not_tested:
+        measure = replace(measure, empty="not tested")
     if "label" in result[value].dims and result.sizes["label"] == 1:
         measure = replace(measure, title=f"nPMI with {plain(shortened(result['label'].values[0], 24))}")
     if measure.scale == "layer" and f"layer_{value}" not in result:
@@ -171,7 +174,7 @@ def layer_expert_grid(
     if not exists.all():
         place = {"xref": "paper", "yref": "paper", "x": 1, "y": 1, "xanchor": "right", "yanchor": "bottom"}
         figure.add_annotation(text="hatched: no such expert", font={"size": 11}, **place)
-    if "label" in result[value].dims and untested(result["q"].values):
+    if not_tested:
         place = {"xref": "paper", "yref": "paper", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
         figure.add_annotation(text="not tested, so no label is named", font={"size": 11}, **place)
     if chosen is not None:

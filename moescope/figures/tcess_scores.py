@@ -36,7 +36,8 @@ def tcess(
     """
     stands = standing(result, level)
     value = result["tcess"].values - result["overall"].values[..., None]
-    counts = [int(stands[..., index].sum()) for index in range(result.sizes["label"])]
+    above = stands & (result["tcess"].values > result["null_mean"].values)
+    counts = [int(above[..., index].sum()) for index in range(result.sizes["label"])]
     no_null = np.isnan(result["q"].values).all()
     maps = Maps(
         value=value,

@@ -153,6 +153,24 @@ def test_margins_of_the_layer_keep_the_level_of_the_sign():
     assert np.mean(signs) <= 0.01
 
 
+def test_documents_that_are_all_alike_do_not_judge_a_margin():
+    """Without a spread between documents a gap has no p, and certainly not one of 0."""
+    sums = np.zeros((3, 3, len(SUMS)))
+    sums[..., 0] = sums[..., 2] = 10
+    sums[..., 3] = 10 * np.array([[0.5, 0.2, 0.4], [0.5, 0.9, 0.1], [0.5, 0.3, 0.7]])
+    found = _means(sums, 200, np.random.default_rng(0))
+    dims = {name: "layer" if name.startswith("layer_") else ("layer", "expert") for name in found}
+    result = xr.Dataset(
+        {name: (dims[name], [values]) for name, values in found.items()},
+        coords={"site": ("layer", ["L000"]), "n_experts": ("layer", [3])},
+    )
+    same, other = (expert_summary.margin_of_expert(result, "L000", expert) for expert in (0, 1))
+    assert same.holds is None
+    assert same.headline == "Whether it is chosen as clearly as its layer's others was not tested."
+    assert "q = nan" not in same.detail
+    assert other.holds is False
+
+
 def test_who_is_not_there_is_refused(store):
     result = analysis.load(store)
     for site, expert in ((SITE, 5), ("L003", 0), (SITE, -1)):

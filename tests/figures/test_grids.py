@@ -8,6 +8,7 @@ from moescope import analysis, figures
 from moescope.errors import MoescopeError
 from moescope.figures import grids
 from tests.analysis.made_stores import random_truth, write
+from tests.figures.tooltips import told
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,8 @@ def test_npmi_map_keeps_what_stands_and_names_its_label(store):
     guessed = figures.layer_expert_grid(analysis.npmi(store, permutations=0))
     assert np.isnan(heat(guessed).z).all()
     assert "not tested, so no label is named" in [note.text for note in guessed.layout.annotations]
+    empty = next(trace for trace in guessed.data[1:] if trace.type == "heatmap")
+    assert told(empty, 0, 1) == "layer 2, expert 1  not tested "
     stands = (result["q"].values <= 0.05) & (result["npmi"].values > 0)
     best = np.where(stands, result["npmi"].values, -np.inf).max(axis=2)
     np.testing.assert_array_equal(np.isfinite(cells.z), np.isfinite(best))

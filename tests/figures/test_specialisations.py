@@ -33,6 +33,22 @@ def test_domains_are_drawn_in_doublings_of_uniform():
     assert (shown[0, 4] < -10).all()  # never chosen: the end of the scale, and no gap
 
 
+def test_only_experts_above_chance_are_counted_as_such():
+    counts, tokens, labels = counted()
+    both = {"permutations": 2000, "resamples": 0, "alternative": "two-sided"}
+    shares = analysis.domain_specialisation_from_documents(counts, tokens, labels, **both)
+    scores = analysis.tcess_from_documents(counts * 0.1, tokens, labels, **both)
+    for result, value in ((shares, "share"), (scores, "tcess")):
+        texts = [str(note.text) for note in figures.draw(result).layout.annotations]
+        for place, own in enumerate("ab"):
+            stands = result["q"].values[..., place] <= 0.05
+            means = result[value].values
+            above = int((stands & (means[..., place] > means[..., 1 - place])).sum())
+            assert above < stands.sum() or own == "a"
+            assert f"<b>{own}</b>" in texts[place]
+            assert f">{above} expert{'' if above == 1 else 's'} above chance<" in texts[place]
+
+
 def test_risk_differences_with_intervals_and_dealt_sets():
     counts, tokens, labels = counted()
     result = analysis.risk_difference_from_documents(counts, tokens, [one == "a" for one in labels], layers=[4, 7])
