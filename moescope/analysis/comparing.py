@@ -269,10 +269,11 @@ def _moved(before: csr_array, after: csr_array, documents: int, permutations: in
         drawn.append(divergence(left, right))
         with np.errstate(invalid="ignore"):
             changes = right / right.sum(axis=1, keepdims=True) - left / left.sum(axis=1, keepdims=True)
-        beyond += (np.abs(changes) >= np.abs(change) - TIE).sum(axis=0)
+        # A draw that leaves one side without selections (NaN) counts as extreme: it speaks for nothing.
+        beyond += (~(np.abs(changes) < np.abs(change) - TIE)).sum(axis=0)
     null = np.concatenate(drawn)
+    found["jsd_p"] = (1 + (~(null < observed - TIE)).sum()) / (1 + permutations)
     null = null[~np.isnan(null)]
-    found["jsd_p"] = (1 + (null >= observed - TIE).sum()) / (1 + permutations)
     found["jsd_null_p99"] = np.quantile(null, 0.99, method="higher") if null.size else np.nan
     found["share_p"] = (1 + beyond) / (1 + permutations)
     return found

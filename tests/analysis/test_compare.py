@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from scipy.spatial.distance import jensenshannon
 
-from moescope.analysis.comparing import compare, divergence, overlap_of
+from moescope.analysis.comparing import _moved, compare, divergence, overlap_of
 from moescope.analysis.series import fluctuation
 from moescope.errors import MoescopeError
 from tests.analysis.made_stores import random_truth
@@ -153,6 +154,14 @@ def test_the_null_of_the_divergence_holds_its_level(tmp_path):
         p = compare(a, write_tiers(tmp_path / f"b{trial}", other, [5]), permutations=99, resamples=0)["jsd_p"].item()
         small += p <= 0.1
     assert small <= 11  # of 40 at level 0.1: beyond it once in 1500
+
+
+def test_exchanges_that_empty_a_store_are_no_evidence():
+    """Of the four ways to exchange two documents two leave a side empty, and two are as far apart as what is seen."""
+    before, after = csr_array([[9.0, 0], [0, 0]]), csr_array([[0, 0], [0, 9.0]])
+    found = _moved(before, after, 2, 400, [0])
+    assert (found["jsd"], found["jsd_p"]) == (1, 1)
+    np.testing.assert_array_equal(found["share_p"], 1)
 
 
 def test_divergence_of_known_loads():
