@@ -103,6 +103,12 @@ class Bench:
     _queue: deque[Job] = field(default_factory=deque)
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
+    @property
+    def coming(self) -> Job | None:
+        """The job that brings a model: that loads it, or waits for its turn to."""
+        loading, started = self.loading, self.started
+        return loading if loading is not None else started if started is not None and not started.over else None
+
     @contextmanager
     def turn(self, job: Job) -> Iterator[None]:
         """Waits until everyone who asked before is done; then the model is this job's alone.
@@ -213,10 +219,10 @@ class Bench:
             return self.held[1]
         self._drop()  # two would not fit where one does
         job.report(f"loading {choice.name}", 0, 0)
-        from moescope.hooks import load
-
         self.loading = job
         try:
+            from moescope.hooks import load  # which takes seconds the first time
+
             with _loading_told(job):
                 model = load(choice.name, revision=choice.revision, trust_remote_code=choice.trust_remote_code)
             _ = model.weights_fingerprint  # of the plain model, before anything is live on it

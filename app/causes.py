@@ -76,7 +76,7 @@ def model_of(scene: Scene) -> tuple[Model | None, list[Any]]:
     held = bench.held  # asked once: somebody may unload it meanwhile
     lab = to(scene.place.go(page="lab", model=None, full=None), f"load {record.name} in the lab")
     if held is None:
-        if bench.loading is not None:
+        if bench.coming is not None:
             words = ["The lab is loading a model: look again when it is there."]
         else:
             words = ["A store holds no model, and none is in memory: ", lab, ", then come back to measure."]

@@ -125,8 +125,8 @@ def register(app: Dash, desk: Desk) -> None:
                 f"loading {chosen.name}", lambda job: desk.bench.load(job, chosen), free=True
             )
         if ctx.triggered_id == "lab-unload" and unload:
-            if (loading := desk.bench.loading) is not None:
-                loading.cancel()
+            if (coming := desk.bench.coming) is not None:
+                coming.cancel()
             else:
                 desk.jobs.start("unloading", desk.bench.unload, free=True)
         return (ticks or 0) + 1  # at once, and not at the next tick
@@ -240,10 +240,12 @@ def begun(desk: Desk, here: Place) -> Place:
 def said(scene: Scene) -> str:
     """What is in memory, in words."""
     bench: Bench = scene.desk.bench
-    loading, started, held = bench.loading, bench.started, bench.held
-    if loading is not None:
-        share = f": {loading.done:,} of {loading.total:,}" if loading.total else " (weights are fetched the first time)"
-        return f"Loading: {loading.what}{share}. Unload stops it."
+    coming, started, held = bench.coming, bench.started, bench.held
+    if coming is not None:
+        what = coming.what or coming.title
+        share = f": {coming.done:,} of {coming.total:,}" if coming.total else ""
+        first = " (weights are fetched the first time)" if coming is bench.loading and not coming.total else ""
+        return f"{what[:1].upper()}{what[1:]}{share}{first}. Unload stops it."
     if held is None:
         if started is not None and started.state == "failed":
             return scene.desk.shelf.without_root(started.error)

@@ -91,11 +91,12 @@ def note(message: str, trouble: bool = False, retry: View | None = None, way: An
 def progress(view: View, title: str, what: str, done: int, total: int) -> Any:
     """Long work on its way, and a button that stops it."""
     shown = f"{what}: {done:,} of {total:,}" if total else what
+    mark = ":" if shown and title[-1:].isalnum() else ""
     return html.Div(
         [
             dmc.Group(
                 [
-                    dmc.Text(f"{title} {shown}".strip(), size="sm"),
+                    dmc.Text(f"{title}{mark} {shown}".strip(), size="sm"),
                     dmc.Button("Cancel", size="compact-xs", variant="default", **_act("cancel", view)),
                 ],
                 justify="space-between",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from dataclasses import replace
 
 import pytest
 
-from moescope.app import drawing, textsearch
+from moescope.app import drawing, panels, textsearch
 from moescope.app.book import PAGES
 from moescope.app.place import Place
 from moescope.app.views import BlockView, FigureView
@@ -50,5 +51,22 @@ def test_what_is_counted_of_a_store_goes_with_it(desk):
     assert held() is not None
     desk.shelf._open.clear()
     del opened
-    gc.collect()
+    until = time.monotonic() + 30
+    while held() is not None and time.monotonic() < until:  # the thread that counted may not have ended yet
+        time.sleep(0.02)
+        gc.collect()
     assert held() is None
+
+
+@pytest.mark.parametrize(
+    ("title", "what", "total", "said"),
+    [
+        ("generating", "waiting for its turn", 0, "generating: waiting for its turn"),
+        ("counting tokens", "", 0, "counting tokens"),
+        ("Which experts?", "shards", 9, "Which experts? shards: 3 of 9"),
+        ("Masking L0E1:", "tokens", 9, "Masking L0E1: tokens: 3 of 9"),
+    ],
+)
+def test_progress_is_a_sentence(title, what, total, said):
+    view = next(view for view in PAGES["overview"].views if view.name == "grid")
+    assert said in words(panels.progress(view, title, what, 3, total))

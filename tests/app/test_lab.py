@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import sys
 import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -553,6 +555,39 @@ def test_what_failed_says_no_path_of_the_server(desk, model, folder, monkeypatch
     _done(desk.jobs.start("loading", lambda job: bench.load(job, Choice(MODEL)), free=True))
     _done(desk.jobs.start("unloading", bench.unload, free=True))
     assert "No model is in memory" in labform.said(elsewhere.scene(HERE))
+
+
+def test_a_load_is_seen_while_it_waits_and_while_torch_is_imported(desk, model, monkeypatch):
+    bench = Bench()
+    elsewhere = replace(desk, bench=bench)
+    begun, done, seen = threading.Event(), threading.Event(), []
+
+    def busy(job):
+        with bench.turn(job):
+            begun.set()
+            done.wait(60)
+
+    class Hooks:
+        @property
+        def load(self):  # where the import of torch would take its time
+            seen.append(labform.said(elsewhere.scene(HERE)))
+            return lambda *asked, **more: model
+
+    monkeypatch.setitem(sys.modules, "moescope.hooks", Hooks())
+    first = desk.jobs.start("generating", busy, free=True)
+    assert begun.wait(60)
+    bench.started = desk.jobs.start("loading", lambda job: bench.load(job, Choice(MODEL)), free=True)
+    while not bench.started.what:
+        time.sleep(0.01)
+    assert labform.said(elsewhere.scene(HERE)) == "Waiting for its turn: 1 before it. Unload stops it."
+    bench.coming.cancel()
+    assert bench.started.wait(60)
+    assert "No model is in memory" in labform.said(elsewhere.scene(HERE))
+    assert not seen
+    done.set()
+    _done(first)
+    _done(desk.jobs.start("loading", lambda job: bench.load(job, Choice(MODEL)), free=True))
+    assert seen == [f"Loading {MODEL} (weights are fetched the first time). Unload stops it."]
 
 
 def test_unloading_forgets_the_model(desk, model):
