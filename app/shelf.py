@@ -8,6 +8,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from moescope.app.place import short
 from moescope.errors import MoescopeError, StoreError
 from moescope.store import Store
 from moescope.store.manifest import MANIFEST
@@ -73,11 +74,14 @@ class Shelf:
         steps = name.split("/")
         wrong = any(step in ("", ".", "..") or step.startswith(".") or "\\" in step or "\0" in step for step in steps)
         folder = self.root if self.alone and name == self.root.name else self.root.joinpath(*steps)
-        # Also against a link that leads out of the folder.
-        if wrong or not folder.resolve().is_relative_to(self.root) or (self.alone and folder != self.root):
-            raise StoreError(f"There is no store {name!r} in this folder.")
-        if not (folder / MANIFEST).is_file():
-            raise StoreError(f"There is no store {name!r} in this folder (any more).")
+        try:
+            # Also against a link that leads out of the folder.
+            inside = not wrong and folder.resolve().is_relative_to(self.root)
+            held = inside and not (self.alone and folder != self.root) and (folder / MANIFEST).is_file()
+        except (OSError, RuntimeError):  # a name too long for a file, links that lead to each other
+            held = False
+        if not held:
+            raise StoreError(f"There is no store {short(name)!r} in this folder (any more).")
         return folder
 
     def open(self, name: str) -> Opened:

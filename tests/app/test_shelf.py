@@ -49,13 +49,31 @@ def test_a_store_alone_has_its_folders_name(folder):
 
 @pytest.mark.parametrize(
     "name",
-    ["../outside", "..", ".", "", "one/../../outside", "/etc", "one/", "deep//two", "link", ".hidden", "a\0b", "..\\x"],
+    [
+        "../outside",
+        "..",
+        ".",
+        "",
+        "one/../../outside",
+        "/etc",
+        "one/",
+        "deep//two",
+        "link",
+        ".hidden",
+        "a\0b",
+        "..\\x",
+        "x" * 5000,
+        "loop",
+    ],
+    ids=lambda name: ascii(name[:12]),
 )
 def test_no_name_leads_out_of_the_folder(folder, made, name):
     shutil.copytree(made, folder.parent / "outside")
     (folder / "link").symlink_to(folder.parent / "outside")
+    (folder / "loop").symlink_to(folder / "loop")
     with pytest.raises(StoreError, match="no store"):
         Shelf(folder).open(name)
+    assert "no store" in Shelf(folder).changed(name)
 
 
 def test_a_store_is_opened_again_only_when_it_has_changed(folder):
