@@ -16,6 +16,8 @@ from moescope.errors import MoescopeError
 
 ROWS = "rows"
 """Beside the parameters: the dimensions that make a row of the table, as `--rows` takes them."""
+MOST = 1_000_000
+"""Of a parameter that is a whole number: an address of a few characters could ask for more than memory holds."""
 
 _COLUMN = re.compile(r"document label|label of the documents")
 _FIRST = re.compile(r"default: (the )?(store's )?first\b")
@@ -167,6 +169,8 @@ def _value(parameter: Parameter, text: str) -> Any:
     if parameter.type is int:
         if not re.fullmatch(r"-?\d{1,15}", text, re.ASCII):
             raise MoescopeError(f"{parameter.name} is a whole number, not {text!r}.")
+        if parameter.name != "seed" and abs(int(text)) > MOST:
+            raise MoescopeError(f"{parameter.name} is at most {MOST:,} here; `moescope analyze` takes more.")
         return int(text)
     if parameter.type is float:
         if not re.fullmatch(r"-?(\d{1,15}(\.\d{0,17})?|\.\d{1,17})(e[-+]?\d{1,3})?", text, re.ASCII):

@@ -59,6 +59,8 @@ def test_what_is_written_comes_back_through_the_url(text, number):
         ("affinity", "cells:maybe", "yes or no"),
         ("super_experts", "ratio:ten", "ratio is a number"),
         ("super_experts", "ratio:nan", "ratio is a number"),
+        ("npmi", "permutations:1000001", "at most 1,000,000"),
+        ("caches", "windows:16,99999999", "windows is at most 1,000,000"),
     ],
 )
 def test_a_wrong_value_is_said(question, text, words):
