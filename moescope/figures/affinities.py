@@ -16,7 +16,7 @@ from moescope.figures.axes import align_titles
 from moescope.figures.lift_maps import SIDE, chosen_maps, lift_maps, lift_reach, say, square
 from moescope.figures.marks import chance_ticks
 from moescope.figures.menus import menu
-from moescope.figures.pale import untested
+from moescope.figures.pale import details, untested
 from moescope.figures.theme import BLUE, colour_bar, template
 
 READ = (
@@ -180,7 +180,7 @@ def _pair_names(result: xr.Dataset) -> list[str]:
 def _information(result: xr.Dataset) -> list[Any]:
     names = _pair_names(result)
     fields = ("mi_corrected", "mi", "mi_null", "normalised", "p_mi", "q_mi", "entropy_target", "total")
-    details = np.stack([result[name].values for name in fields], axis=-1)
+    facts = details(result, fields)
     shown = np.where(np.isnan(result["mi_corrected"].values), result["mi"].values, result["mi_corrected"].values)
     about = (
         "<b>%{customdata[0]:.3f} nats beyond chance</b> (of %{customdata[1]:.3f}; the null's mean is "
@@ -189,13 +189,13 @@ def _information(result: xr.Dataset) -> list[Any]:
         "<extra></extra>"
     )
     if not _is_chain(result):
-        return [_matrix(result, shown, details, about)]
+        return [_matrix(result, shown, facts, about)]
     bar = go.Bar(
         x=shown,
         y=names,
         orientation="h",
         marker={"color": BLUE, "opacity": 0.6, "line": {"width": 0}},
-        customdata=details,
+        customdata=facts,
         name="information",
         hovertemplate="layers %{y}<br>" + about,
     )
@@ -203,13 +203,13 @@ def _information(result: xr.Dataset) -> list[Any]:
     return [bar, chance_ticks(chance, names, "layers %{y}<br>the null: below %{x:.4f} nats in 99 of 100")]
 
 
-def _matrix(result: xr.Dataset, shown: np.ndarray, details: np.ndarray, about: str) -> go.Heatmap:
+def _matrix(result: xr.Dataset, shown: np.ndarray, facts: np.ndarray, about: str) -> go.Heatmap:
     ends = _ends(result)
     rows, columns = (list(dict.fromkeys(names)) for names in zip(*ends, strict=True))
-    z, held = np.full((len(rows), len(columns)), np.nan), np.full((len(rows), len(columns), details.shape[1]), np.nan)
+    z, held = np.full((len(rows), len(columns)), np.nan), np.full((len(rows), len(columns), facts.shape[1]), np.nan)
     for index, (a, b) in enumerate(ends):
         z[rows.index(a), columns.index(b)] = shown[index]
-        held[rows.index(a), columns.index(b)] = details[index]
+        held[rows.index(a), columns.index(b)] = facts[index]
     scale: Any = template("light").layout
     return go.Heatmap(
         z=z,

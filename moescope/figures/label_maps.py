@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from moescope.errors import MoescopeError
 from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
-from moescope.figures.pale import pale_and_full
+from moescope.figures.pale import details, pale_and_full
 from moescope.figures.theme import colour_bar, plain, row_height, shortened, template
 
 TITLE = 62
@@ -143,17 +143,15 @@ def _chosen(result: xr.Dataset, maps: Maps, labels: Sequence[str] | None, most: 
 
 def _panel(result: xr.Dataset, maps: Maps, index: int) -> list[go.Heatmap]:
     part, value, stands = result.isel(label=index), maps.value[..., index], maps.stands[..., index]
-    # Single precision: it is for reading, twice in the page, and the bulk of a large model's figure.
     # The last says which label it is, for what answers to clicks.
-    said = [part[name].values for name in maps.details] + [np.full(value.shape, index)]
-    details = np.stack(said, axis=-1).astype(np.float32)
+    which = np.full((*value.shape, 1), index, dtype=np.float32)
     return pale_and_full(
         value,
         stands,
         x=part["expert"].values,
         y=layer_names(result),
         coloraxis="coloraxis",
-        customdata=details,
+        customdata=np.concatenate([details(part, maps.details), which], axis=-1),
         # A label's name is data: in meta it is printed, in the template it would be parsed.
         meta=plain(result["label"].values[index]),
         xgap=1,

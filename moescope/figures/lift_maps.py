@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from moescope.errors import MoescopeError
-from moescope.figures.pale import beyond, pale_and_full
+from moescope.figures.pale import beyond, details, pale_and_full
 from moescope.figures.theme import colour_bar, plain, template
 
 CELLS = 400_000
@@ -39,7 +39,6 @@ def lift_maps(
     lift = part["lift"].values
     with np.errstate(divide="ignore", invalid="ignore"):
         shown = np.where(np.isnan(lift), np.nan, np.maximum(np.log2(lift), -reach))
-    details = np.stack([part[name].values for name in names], axis=-1).astype(np.float32)
     gap = 1 if lift.shape[1] <= 64 else 0
     return pale_and_full(
         shown,
@@ -47,7 +46,7 @@ def lift_maps(
         x=np.arange(lift.shape[1]),
         y=np.arange(lift.shape[0]),
         coloraxis="coloraxis",
-        customdata=details,
+        customdata=details(part, names),
         meta=plain(title),
         xgap=gap,
         ygap=gap,

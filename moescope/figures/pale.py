@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+import xarray as xr
 
+LEAST = 1e-30
+"""A p or q below it is written as it: in single precision it would read 0, which no test can say."""
+P_VALUES = ("p", "q", "p_max", "p_mi", "q_mi")
 PALE = 0.22
 """Opacity of cells that chance explains, and of those that were not tested."""
 
@@ -15,6 +20,12 @@ def beyond(q: np.ndarray, level: float) -> np.ndarray:
     """Where something stands; nowhere that it was not tested (q is NaN)."""
     with np.errstate(invalid="ignore"):
         return q <= level
+
+
+def details(part: xr.Dataset, names: Sequence[str]) -> np.ndarray:
+    """Variables side by side, as a tooltip reads them: in single precision, since they are the bulk of a figure."""
+    columns = [np.maximum(part[name].values, LEAST) if name in P_VALUES else part[name].values for name in names]
+    return np.stack(columns, axis=-1).astype(np.float32)
 
 
 def pale_and_full(z: np.ndarray, stands: np.ndarray, **drawn: Any) -> list[go.Heatmap]:

@@ -10,7 +10,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
-from moescope.figures.pale import beyond, pale_and_full, untested
+from moescope.figures.pale import beyond, details, pale_and_full, untested
 from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, row_height, template
 
 READ = (
@@ -50,14 +50,13 @@ def risk_difference(result: xr.Dataset, level: float = 0.05, strongest: int = 10
             f"{'none: no expert differs' if same else '95 % intervals; grey: sets dealt anew'}</span>",
         ],
     )
-    details = [result[name].values for name in ("p_first", "p_second", "low", "high", "p", "q", "p_max")]
     for trace in pale_and_full(
         value,
         stands,
         x=result["expert"].values,
         y=layer_names(result),
         coloraxis="coloraxis",
-        customdata=np.stack(details, axis=-1).astype(np.float32),
+        customdata=details(result, ("p_first", "p_second", "low", "high", "p", "q", "p_max")),
         meta=[first, second],
         xgap=1,
         ygap=1,

@@ -28,7 +28,7 @@ HOVER = (
 READ_INSIDE = (
     "One map per {what}. Orange: the expert fires on it more than on other tokens, blue: less. Full colour stands at "
     "q ≤ {level:g} against {against}; pale cells are within what chance explains. Colour saturates at nPMI "
-    "±{reach:.2f}; a gap is an expert that was never selected."
+    "±{reach:.2f}; a gap is an expert that was never selected. A p below 1e-30 is written as that."
 )
 OF_TOKENS = {
     "npmi_classes": ("class of tokens", "the other tokens of the same documents"),

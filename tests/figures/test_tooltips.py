@@ -126,3 +126,21 @@ def test_heads_and_residuals_of_every_layer(store):
     ).data[0]  # fmt: skip
     np.testing.assert_array_equal(cells.z, shares)
     assert told(cells, 2, 1) == "layer 2, head 1  60.0% on the first token "
+
+
+def test_no_p_is_written_as_0():
+    """Single precision ends at 1e-45, and the bounds that tests of tokens give go far below."""
+    tokens = np.full(400, 60)
+    held = np.full((400, 1), 20)
+    joint = np.zeros((400, 1, 2, 1), dtype=int)
+    joint[..., 0, 0] = np.random.default_rng(0).integers(15, 21, (400, 1))
+    selections = np.stack([joint[:, :, 0, 0], 60 - joint[:, :, 0, 0]], axis=2)
+    joint[..., 1, 0] = 20 - joint[..., 0, 0]
+    result = analysis.npmi_from_properties(joint, held, selections, tokens, resamples=0)
+    assert 0 < result["p"].values[0, 0, 0] < 1e-45
+    _, full = figures.draw(result).data
+    assert "p = 1e-30, q = 1e-30, family-wise p = 1e-30" in told(full, 0, 0)
+    p = result["p"].values[0, 1, 0]
+    assert f"p = {p:.2g}, " in told(figures.draw(result).data[0], 0, 1)
+    linked = analysis.affinity_from_counts(np.eye(8) * 1000)
+    assert "p = 1e-30, q = 1e-30" in told(figures.affinity(linked).data[-2], 0)
