@@ -68,7 +68,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answers:
+class Generated:
     """What was generated.
 
     Attributes:
@@ -182,7 +182,7 @@ class Bench:
         with self.turn(job):
             self._drop()
 
-    def generate(self, job: Job, question: Question) -> Answers:
+    def generate(self, job: Job, question: Question) -> Generated:
         """All answers, each seen in `job.partial` (name -> text so far) as it is written.
 
         Raises:
@@ -196,13 +196,13 @@ class Bench:
             job.partial = dict.fromkeys(question.answers, "")
             found = {name: _answer(job, model, question, name) for name in question.answers}
             if question.recipe is None:
-                return Answers(found)
+                return Generated(found)
             job.report("comparing them", 0, 0)
             try:
                 apart = answers_apart(model, question.prompt, found, question.recipe, chat=question.chat)
             except MoescopeError as error:
-                return Answers(found, trouble=str(error))
-            return Answers(found, apart)
+                return Generated(found, trouble=str(error))
+            return Generated(found, apart)
 
     def write(self, job: Job, choice: Choice, recipe: Recipe, out: Path, approximate: bool) -> Any:
         """Writes an edited copy of a checkpoint: `edits.Written`.
@@ -355,4 +355,4 @@ class _Bar:
         self._desc = desc or self._desc
 
 
-__all__ = ["Answers", "Bench", "Choice", "Question", "new_folder"]
+__all__ = ["Bench", "Choice", "Generated", "Question", "new_folder"]

@@ -12,11 +12,11 @@ from moescope import analysis, figures
 from moescope.app import recipes
 from moescope.app.answers import Pending
 from moescope.app.aria import named
-from moescope.app.bench import Answers, Question
+from moescope.app.bench import Generated, Question
 from moescope.app.jobs import Job
 from moescope.app.panels import HIDDEN, SHOWN
 from moescope.app.scene import Desk, Scene
-from moescope.app.tokens import spelled, spoken
+from moescope.app.tokens import marked, spelled, spoken
 from moescope.errors import MoescopeError
 
 FAINT = 0.02  # of probability: smaller changes stay plain
@@ -174,7 +174,7 @@ def _progress(desk: Desk, job: Job) -> Any:
 
 
 def _columns(asked: Question, job: Job) -> list[Any]:
-    said: Answers | None = job.result if job.state == "done" else None
+    said: Generated | None = job.result if job.state == "done" else None
     return [
         html.Section(
             [
@@ -190,13 +190,14 @@ def _columns(asked: Question, job: Job) -> list[Any]:
 
 def _streamed(job: Job, name: str) -> list[Any]:
     text = (job.partial or {}).get(name, "")
-    return [html.P(text, className="said writing" if f"the {name} answer" in job.what and not job.over else "said")]
+    words = marked(text, blanks=False)
+    return [html.P(words, className="said writing" if f"the {name} answer" in job.what and not job.over else "said")]
 
 
-def _whole(said: Answers, name: str) -> list[Any]:
+def _whole(said: Generated, name: str) -> list[Any]:
     one = said.written[name]
     if said.apart is None:
-        body: list[Any] = [one.text]
+        body: list[Any] = marked(one.text, blanks=False)
         below = f"{len(one.tokens)} tokens. {said.trouble}"
     else:
         part = said.apart.sel(answer=name).isel(place=slice(len(one.tokens)))
@@ -216,7 +217,9 @@ def _token(place: int, values: dict[str, Any], steps: list[Any]) -> Any:
     ]
     if place < len(steps):
         lines.append(f"self-contrast chose it at {steps[place].contrast:.1%}; weak routing {steps[place].weak:.1%}")
-    return html.Span(values["text"], title="\n".join(lines), className=shade(values["change"]) or None)
+    return html.Span(
+        marked(values["text"], blanks=False), title="\n".join(lines), className=shade(values["change"]) or None
+    )
 
 
 def _legend() -> Any:

@@ -53,12 +53,19 @@ class Paint:
     legend: Any
 
 
-def marked(text: str) -> list[Any]:
-    """A text as components: what is invisible or turns text around is a mark; blanks and breaks stay themselves."""
+def marked(text: str, blanks: bool = True) -> list[Any]:
+    """A text as components: what is invisible or turns text around is a mark; blanks and breaks stay themselves.
+
+    Args:
+        text: any.
+        blanks: breaks and tabs have a sign beside them.
+    """
     parts: list[Any] = []
     held = ""
     for character in text:
-        if character in "\n\t":
+        if character in "\n\t" and not blanks:
+            held += character
+        elif character in "\n\t":
             parts += [held, html.Span("↵" if character == "\n" else "⇥", className="blank-mark", **SILENT), character]
             held = ""
         elif unicodedata.category(character) in _ODD:

@@ -18,14 +18,14 @@ import xarray as xr
 import moescope as ms
 from moescope.app import labanswers, labcheckpoint, labform, labrecipe, recipefiles, recipes
 from moescope.app.answers import Answers, Pending
-from moescope.app.bench import Bench, Choice, Question, new_folder
+from moescope.app.bench import Bench, Choice, Generated, Question, new_folder
 from moescope.app.editbar import adding
-from moescope.app.jobs import Jobs
+from moescope.app.jobs import Job, Jobs
 from moescope.app.place import Place, parse
 from moescope.app.scene import Desk
 from moescope.app.server import build
 from moescope.app.shelf import Shelf
-from moescope.decoding import generate, self_contrast
+from moescope.decoding import Written, generate, self_contrast
 from moescope.edits import Mask, Merge, Prune, Recipe, Route, Rows, Scale, plan
 from moescope.errors import MoescopeError
 from tests.analysis.made_stores import random_truth, write
@@ -341,6 +341,26 @@ def test_a_generated_token_does_not_turn_its_table_around(desk, monkeypatch):
 )
 def test_shades(change, name):
     assert labanswers.shade(change) == name
+
+
+def test_what_would_turn_an_answer_around_is_a_mark_in_it():
+    text, job = "safe \u202eesrever\nnext", Job("generating")
+    job.what, job.partial = "writing the plain answer", {"plain": text}
+    compared = xr.Dataset(
+        {name: (("answer", "place"), [["safe \u202e"]]) for name in ("text", "plain_says", "edited_says")}
+        | {name: (("answer", "place"), [[0.5]]) for name in ("plain", "edited", "change", "plain_best", "edited_best")},
+        coords={"answer": ["plain"]},
+    )
+    one = Written("", text, [7])
+    for shown in (
+        labanswers._streamed(job, "plain"),
+        labanswers._whole(Generated({"plain": one}), "plain"),
+        labanswers._whole(Generated({"plain": one}, compared), "plain"),
+    ):
+        said = shown[0].to_plotly_json()
+        assert "\u202e" not in _words(said["props"]["children"])
+        assert "U+202E" in _words(said["props"]["children"])
+    assert "\nnext" in _words(labanswers._streamed(job, "plain"))
 
 
 def test_a_recipe_that_the_model_refuses_is_one_sentence(desk, model):
