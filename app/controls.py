@@ -138,11 +138,12 @@ def register(app: Dash) -> None:
         State({"type": "set", "field": MATCH, "default": MATCH}, "id"),
         State({"type": "set", "field": MATCH, "default": MATCH}, "value"),
     )
-    # What there is to choose from changes with the label and with the slices; the rest is the store's.
+    # What there is to choose from changes with the label and with the slices; the rest is the store's. It goes to the
+    # browser on its own: a label can have very many values, and the place goes back with every callback.
     app.clientside_callback(
         ClientsideFunction("moescope", "choices"),
         Output({"type": "set", "field": MATCH, "default": MATCH}, "data"),
-        Input("place", "data"),
+        Input("choices", "data"),
         State({"type": "set", "field": MATCH, "default": MATCH}, "id"),
         State({"type": "set", "field": MATCH, "default": MATCH}, "data"),
     )

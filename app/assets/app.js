@@ -72,8 +72,8 @@ window.dash_clientside = window.dash_clientside || {};
       return String(value) === String(now) ? same() : typeof now === "number" ? Number(value) : String(value);
     },
     /* What there is to choose from, where that changes. */
-    choices: function (place, id, now) {
-      const found = place && place.choices && place.choices[id.field];
+    choices: function (offered, id, now) {
+      const found = offered && offered[id.field];
       if (!found) return same();
       const data = found.map((one) => (Array.isArray(one) ? one : [one, one])).map(([value, label]) => ({ value: String(value), label: String(label) }));
       return JSON.stringify(data) === JSON.stringify(now) ? same() : data;

@@ -9,7 +9,7 @@ from dash import html
 from moescope import analysis, figures
 from moescope.analysis.cards import parsed
 from moescope.analysis.labelled import table
-from moescope.app import controls
+from moescope.app import controls, slicing
 from moescope.app.expert_words import where_of, worded
 from moescope.app.labels import label_values
 from moescope.app.links import to
@@ -206,11 +206,17 @@ def _against(scene: Scene) -> Any:
     return controls.select("against", "Against", [], width=122, placeholder="all others")
 
 
+def _choices(scene: Scene) -> dict[str, list[str]]:
+    values = [] if scene.by is None else label_values(scene)
+    return {"against": [*values, *(f"slice:{name}" for name in slicing.names(scene.place))]}
+
+
 COMPARE = Page(
     name="compare",
     title="Compare",
     question="What is different in another store, after an edit, or on other texts?",
     controls=(_with, _against),
+    choices=_choices,
     views=(
         BlockView(name="pair", title="Two stores", how="", reads=("other", "slices"), draw=_pair, bare=True),
         FigureView(

@@ -14,8 +14,8 @@ import pytest
 
 from moescope.analysis.watching import report
 from moescope.app.answers import Answers, Pending
+from moescope.app.arriving import state
 from moescope.app.jobs import Jobs
-from moescope.app.navigation import state
 from moescope.app.place import Place
 from moescope.errors import CancelledError, MoescopeError
 from tests.analysis.made_stores import random_truth, write

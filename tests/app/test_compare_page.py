@@ -107,7 +107,7 @@ def test_clicks_lead_to_experts_and_never_to_numbers_that_are_none():
 
 
 def test_the_page_follows_a_second_store(desk):
-    from moescope.app.navigation import state
+    from moescope.app.arriving import state
 
     here = parse("/store/a/compare?with=b")[0]
     assert state(desk, here)["version"] != state(desk, here.go(other="c"))["version"]

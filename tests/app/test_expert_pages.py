@@ -11,7 +11,7 @@ from plotly.io.json import to_json_plotly
 from plotly.utils import PlotlyJSONEncoder
 
 from moescope import analysis, cli
-from moescope.app import book, drawing, navigation, panels
+from moescope.app import arriving, book, drawing, panels
 from moescope.app.answers import Answers, Pending
 from moescope.app.jobs import Jobs
 from moescope.app.place import Place
@@ -291,8 +291,8 @@ def test_the_expert_page_follows_the_phase_or_says_that_it_does_not(desk):
     said = {view.name for view in page.views if "both phases" in words(panels.panel(view, scene))}
     assert said >= {"expert-links", "experts"}
     assert not said & {"expert-labels", "expert-found", "expert-tokens", "expert-contexts"}
-    assert navigation._frame(place.go(phase="decode")) == "of-phase"
-    assert navigation._frame(place.go(label="a", slices="s~domain:a", slice="s")) == "of-slice of-label"
-    assert navigation._frame(place) == ""
+    assert arriving._frame(place.go(phase="decode")) == "of-phase"
+    assert arriving._frame(place.go(label="a", slices="s~domain:a", slice="s")) == "of-slice of-label"
+    assert arriving._frame(place) == ""
     every = {view.name for view in page.views if "all values" in words(panels.panel(view, scene))}
     assert every == {"expert-tokens", "expert-links", "experts"}

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moescope.app import navigation, shell
+from moescope.app import arriving, shell
 from moescope.app.book import PAGES
 from moescope.app.place import Place, parse
 from moescope.app.views import FigureView
@@ -388,8 +388,8 @@ def test_a_page_comes_though_it_takes_longer_than_the_clock_that_asks_for_it(vis
         time.sleep(1.2 * shell.WATCH / 1000)
         return state(*asked)
 
-    state = navigation.state
-    monkeypatch.setattr(navigation, "state", slow)
+    state = arriving.state
+    monkeypatch.setattr(arriving, "state", slow)
     visitor.page.goto(f"{visitor.base}/store/plain")
     visitor.page.wait_for_selector(".page-head")
     visitor.well()
