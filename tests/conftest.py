@@ -11,10 +11,13 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMB
     os.environ.setdefault(name, "1")
 
 import torch  # noqa: E402
-from hypothesis import settings  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 torch.set_num_threads(1)
 
-# Wall-clock deadlines say something about the machine, not about the code; the same examples run everywhere.
-settings.register_profile("moescope", deadline=None, derandomize=True, max_examples=50)
+# Wall-clock deadlines say something about the machine, not about the code, and so does an example that is made slowly;
+# the same examples run everywhere.
+settings.register_profile(
+    "moescope", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("moescope")

@@ -17,7 +17,9 @@ from tests.analysis.made_stores import random_truth, write
 from tests.analysis.ordered_stores import recut
 from tests.analysis.test_local_routing import memory_store
 
-cases = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+cases = settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 WIDTHS, K = [7, 4, 1], [3, 2, 1]
 POLICIES = ["lru", "lfu", "sch-1", "sch-3", "sch-9", "belady"]
 

@@ -9,7 +9,9 @@ from moescope.analysis import counts, pairs
 from moescope.errors import MoescopeError, StoreError
 from tests.analysis.made_stores import random_truth, write
 
-cases = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+cases = settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def brute_force(made, layer, group, width):

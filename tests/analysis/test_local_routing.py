@@ -14,7 +14,9 @@ from moescope.errors import MoescopeError
 from tests.analysis.made_stores import Made, random_truth, write
 from tests.analysis.ordered_stores import recut, sticky_ids
 
-cases = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+cases = settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 WIDTHS, K = [6, 4, 1], [3, 2, 1]
 
 

@@ -15,7 +15,9 @@ from moescope.analysis.pathways import paths
 from moescope.errors import MoescopeError
 from tests.analysis.made_stores import Made, random_truth, write
 
-cases = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+cases = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 WIDTH, K = [4, 3, 1, 6], [3, 2, 1, 4]
 
 

@@ -16,7 +16,9 @@ from moescope.analysis.transitions import transition_counts, transition_tables
 from moescope.errors import MoescopeError, StoreError
 from tests.analysis.made_stores import Made, random_truth, write
 
-cases = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+cases = settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 WIDTH, K = [9, 4, 1, 6], [3, 2, 1, 4]
 
 

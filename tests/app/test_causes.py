@@ -53,7 +53,7 @@ def loaded(desk):
     assert job.wait(120)
     assert job.state == "done", job.error
     yield desk
-    assert desk.jobs.start("unloading", desk.bench.unload, free=True).wait(30)
+    assert desk.jobs.start("unloading", desk.bench.unload, free=True).wait(60)
 
 
 def panel(desk, place=HERE):
@@ -160,25 +160,27 @@ def test_cancelled_it_can_be_begun_again_and_the_model_is_what_it_was(loaded):
     assert causes.begun(loaded.scene(there)) is not job
 
 
+def _queued(bench, n):
+    """Waits until so many wait for the model, or have it."""
+    while len(bench._queue) < n:
+        threading.Event().wait(0.01)
+
+
 def test_a_model_that_is_unloaded_before_its_turn_is_said(loaded):
     hold, bench = threading.Event(), loaded.bench
 
     def holds(job):
         with bench.turn(job):
-            assert hold.wait(30)
-
-    def queued(n):
-        while len(bench._queue) < n:
-            threading.Event().wait(0.01)
+            assert hold.wait(60)
 
     loaded.jobs.start("holding", holds, free=True)
-    queued(1)
+    _queued(bench, 1)
     loaded.jobs.start("unloading", bench.unload, free=True)
-    queued(2)
+    _queued(bench, 2)
     waits = causes.begun(loaded.scene(HERE.go(expert=4)))
-    queued(3)
+    _queued(bench, 3)
     hold.set()
-    assert waits.wait(30)
+    assert waits.wait(60)
     assert waits.state == "failed"
     assert "unloaded while this waited" in waits.error
 
@@ -191,7 +193,9 @@ def test_a_measurement_that_waits_does_not_keep_an_unloaded_model_in_memory(load
             assert hold.wait(60)
 
     loaded.jobs.start("holding", holds, free=True)
+    _queued(bench, 1)
     waits = causes.begun(loaded.scene(HERE.go(expert=8)))
+    _queued(bench, 2)
     chosen, model = bench.held
     forgotten = weakref.ref(model)
     del model
@@ -224,7 +228,7 @@ def test_a_failure_is_said_beside_the_button(loaded, monkeypatch):
 
     monkeypatch.setattr(moescope.effects, "causal_effect", refuses, raising=False)
     there = HERE.go(expert=9)
-    assert causes.begun(loaded.scene(there)).wait(30)
+    assert causes.begun(loaded.scene(there)).wait(60)
     shown = words(panel(loaded, there))
     assert "cannot be masked (model)" in shown
     assert "Measure" in shown

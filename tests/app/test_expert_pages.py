@@ -62,11 +62,11 @@ def drawn(desk, name, place):
         try:
             found = view.frame(scene) if isinstance(view, TableView) else view.draw(scene)  # pyright: ignore
         except Pending as pending:
-            pending.job.wait(30)
+            pending.job.wait(60)
             continue
         if not isinstance(found, Partial):
             return found
-        found.pending.job.wait(30)
+        found.pending.job.wait(60)
     raise TimeoutError(name)
 
 

@@ -34,7 +34,7 @@ def test_an_expert_clicked_elsewhere_steers_the_answer(visitor, tmp_path, monkey
     page.get_by_label("Prompt", exact=True).fill("Once upon a time")
     page.get_by_label("Tokens at most").fill("12")
     page.click("#lab-generate")
-    page.wait_for_selector(".legend", timeout=120_000)
+    page.wait_for_selector(".legend")
     visitor.settle()
     here = parse(visitor.href)[0]
     assert (here.prompt, here.new) == ("Once upon a time", 12)
@@ -61,14 +61,14 @@ def test_an_expert_clicked_elsewhere_steers_the_answer(visitor, tmp_path, monkey
     real = labanswers._columns
     monkeypatch.setattr(labanswers, "_columns", lambda *asked: (time.sleep(0.5), real(*asked))[1])
     page.click("#lab-generate")
-    page.get_by_text("under L4E1.2!mask, going on from").wait_for(timeout=60_000)
-    page.wait_for_selector(".legend", timeout=120_000)
+    page.get_by_text("under L4E1.2!mask, going on from").wait_for()
+    page.wait_for_selector(".legend")
     visitor.settle()
     again = parse(visitor.href)[0]
     assert again.run != here.run
     assert page.locator(".answer .said").first.inner_text() == plain
     page.go_back()
-    page.get_by_text("under L2E5*64,L2E6!mask, going on from").wait_for(timeout=60_000)
+    page.get_by_text("under L2E5*64,L2E6!mask, going on from").wait_for()
     visitor.settle()
     assert [page.locator(".answer .said").nth(number).inner_text() for number in (0, 1)] == [plain, edited]
     visitor.well()
@@ -76,7 +76,7 @@ def test_an_expert_clicked_elsewhere_steers_the_answer(visitor, tmp_path, monkey
 
 def test_a_checkpoint_in_writing_is_found_again_and_can_be_stopped(visitor, monkeypatch):
     def writes(self, job, choice, recipe, out, approximate):
-        for done in range(10_000):
+        for done in range(60_000):  # until it is cancelled
             job.report(f"step {done}", done, 0)
             time.sleep(0.01)
 
@@ -90,7 +90,7 @@ def test_a_checkpoint_in_writing_is_found_again_and_can_be_stopped(visitor, monk
     page.get_by_text("writing copied: step").wait_for()
     page.click("#write-cancel")
     page.get_by_text("Cancelled; nothing was written.").wait_for()
-    assert not page.locator("#write-cancel").is_visible()
+    page.locator("#write-cancel").wait_for(state="hidden")
     visitor.well()
 
 
@@ -108,13 +108,13 @@ def test_generate_takes_what_the_controls_show_though_the_server_has_not_heard_o
     page.get_by_label("Tokens at most").fill("3")
     page.get_by_label("As text").fill("L4E1!mask")
     page.click("#lab-generate")
-    page.get_by_text("under L4E1!mask, going on from “Once upon a time”").wait_for(timeout=60_000)
-    page.wait_for_selector(".legend", timeout=120_000)
+    page.get_by_text("under L4E1!mask, going on from “Once upon a time”").wait_for()
+    page.wait_for_selector(".legend")
     assert held, "what the controls say went to the server unseen"
     here = parse(visitor.href)[0]
     assert (here.prompt, here.new, here.recipe) == ("Once upon a time", 3, "L4E1!mask")
-    assert page.get_by_text("3 tokens", exact=True).count() == 2
-    assert page.get_by_label("Tokens at most").input_value() == "3"
+    visitor.sees(page.get_by_text("3 tokens", exact=True).count, 2)
+    visitor.sees(page.get_by_label("Tokens at most").input_value, "3")
 
 
 def test_an_expert_is_pruned_replaced_by_another_and_its_layer_routed_by_clicks(visitor):
@@ -131,12 +131,12 @@ def test_an_expert_is_pruned_replaced_by_another_and_its_layer_routed_by_clicks(
         visitor.settle()
 
     add("prune")
-    assert not page.get_by_label("Factor").is_visible()
+    page.get_by_label("Factor").wait_for(state="hidden")
     page.keyboard.press("j")
     visitor.settle()
     add("replace by", "The other expert of this layer", "3")
     add("keep only top", "How many of a token's experts count", "1")
-    assert page.locator("#edit-adds label").first.inner_text() == "Edit layer 2"
+    visitor.sees(page.locator("#edit-adds label").first.inner_text, "Edit layer 2")
     assert parse(visitor.href)[0].recipe == "L2E5!prune,L2E3.6!merge:1:0@unaligned,L2!top_k:1"
 
     # What contradicts is said, and the recipe stays.

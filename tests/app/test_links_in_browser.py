@@ -17,6 +17,8 @@ def test_a_link_to_the_same_page_leaves_it_where_it_is_and_shift_opens_a_window(
     link.click()
     visitor.page.wait_for_url("**doc=**")
     assert visitor.page.evaluate("() => window.scrollY") == before
+    visitor.settle()
+    assert visitor.page.evaluate("() => window.scrollY") == before
     visitor.well()
 
 
@@ -40,8 +42,7 @@ def test_a_line_is_copied_twice_and_without_a_clipboard_it_is_selected(visitor):
         button.click()
         visitor.page.wait_for_selector("text=Copied")
     assert visitor.page.evaluate("() => navigator.clipboard.readText()") == line
-    visitor.page.wait_for_timeout(1_500)  # longer than the button says so
-    assert button.inner_text() == "Copy"
+    visitor.sees(button.inner_text, "Copy")
     visitor.page.evaluate("() => Object.defineProperty(navigator, 'clipboard', { value: undefined })")
     button.click()
     assert visitor.page.evaluate("() => window.getSelection().toString()") == line

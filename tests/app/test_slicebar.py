@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -56,12 +57,14 @@ def test_a_slice_of_a_search_counts_in_every_analysis(desk):
 
 def test_texts_are_searched_as_other_long_work_is(desk):
     go = threading.Event()
-    busy = [desk.jobs.start("long", lambda job: go.wait(30)) for _ in range(2)]
+    busy = [desk.jobs.start("long", lambda job: go.wait(60)) for _ in range(2)]
+    while any(job.state != "running" for job in busy):
+        time.sleep(0.01)
     scene = desk.scene(parse("/store/s?label=code")[0])
     with pytest.raises(Pending) as pending:
         slicebar.made(scene, "later", "rare")
     go.set()
-    assert all(job.wait(30) for job in (*busy, pending.value.job))
+    assert all(job.wait(60) for job in (*busy, pending.value.job))
     assert active(slicebar.made(scene, "later", "rare")) == {"document": [0]}
 
 

@@ -101,7 +101,7 @@ def test_rows_that_were_forgotten_stay_open_and_are_never_none():
     answers, go = Answers(Jobs()), threading.Event()
 
     def frame():
-        return answers.ask("rows", "counting", lambda: go.wait(10) and _FRAME, patience=0.01)
+        return answers.ask("rows", "counting", lambda: go.wait(60) and _FRAME, patience=0.01)
 
     request = {"startRow": 0, "endRow": 2}
     assert rows(frame, request, 3) == (no_update, 4)

@@ -12,11 +12,12 @@ import moescope as ms
 from moescope.app.place import parse
 
 DOC, LAYER, EXPERT = 3, 2, 5
-_TIP = """() => {
+_TIP = """(facts) => {
   const tip = document.querySelector('.token-tip');
+  if (!tip || tip.querySelector('.tip-facts').innerText !== facts) return null;
   const box = tip.getBoundingClientRect();
   return {
-    facts: tip.querySelector('.tip-facts').innerText, layer: tip.querySelector('.tip-layer').innerText,
+    layer: tip.querySelector('.tip-layer').innerText,
     inside: box.left >= 0 && box.top >= 0 && box.right <= window.innerWidth && box.bottom <= window.innerHeight,
     rows: [...tip.querySelectorAll('.tip-row')].map((row) => ({
       expert: Number(row.querySelector('.tip-expert').innerText),
@@ -28,7 +29,7 @@ _TIP = """() => {
 }"""
 _FILLED = """(token) => {
   const plot = document.querySelector('#panel-text-replay .js-plotly-plot');
-  return plot && plot.data && plot.data[0].meta.filled === token;
+  return plot?.data?.[0]?.meta?.filled === token;
 }"""
 _PAST = """(last) => {
   const said = document.querySelector('.replay-word').innerText.match(/^token (\\d+),/);
@@ -62,8 +63,7 @@ def test_a_hovered_token_shows_its_experts_and_their_weights(visitor, routed):
     fires = int(np.flatnonzero((experts == EXPERT).any(axis=1))[0])
     for number in (fires, 9, 1):
         page.locator(f".token[data-token='{number}']").hover()
-        page.locator(".token-tip .tip-facts", has_text=f"token {number} · position {number} · prefill").wait_for()
-        tip = page.evaluate(_TIP)
+        tip = page.wait_for_function(_TIP, arg=f"token {number} · position {number} · prefill").json_value()
         assert tip["layer"] == f"experts of layer {LAYER}"
         assert [row["expert"] for row in tip["rows"]] == experts[number].tolist()
         np.testing.assert_allclose([row["weight"] for row in tip["rows"]], weights[number], rtol=6e-3)

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 
+# Dash's own list of callbacks that are still to run or to be answered. Those of clocks do not count, they go on for
+# ever; but for the one that follows the store, whose answer may stand for that of a new address.
 _BUSY = """() => {
   const shown = (e) => e.offsetParent !== null;
   if (!document.querySelector('#page') || !document.querySelector('#page').children.length) return 'no page';
+  const { stored, completed, ...lists } = window.store.getState().callbacks;
+  for (const asked of Object.values(lists).flat()) {
+    const by = Object.keys(asked.changedPropIds);
+    if (!by.length || by.some((prop) => !prop.endsWith('.n_intervals') || prop === 'watch.n_intervals'))
+      return 'not answered: ' + (by.join() || asked.callback.output);
+  }
   if ([...document.querySelectorAll('.note.pending')].some(shown)) return 'pending';
   for (const panel of document.querySelectorAll('.panel')) {
     const note = panel.querySelector('[role=status]'), body = panel.querySelector('[id*=body]');
@@ -19,8 +29,10 @@ _BUSY = """() => {
     const graph = body.querySelector('.dash-graph');
     if (graph) {
       const plot = graph.querySelector('.js-plotly-plot');
-      if (!plot || !plot._fullLayout || graph.style.display === 'none') return 'drawing ' + panel.id;
-    } else if (body.querySelector('.ag-root-wrapper')) {
+      if (!plot || !plot._fullLayout || !plot.layout.uirevision) return 'drawing ' + panel.id;
+      if (graph.style.display === 'none') return 'hidden ' + panel.id;
+    } else if (body.matches('.panel-table')) {
+      if (!body.querySelector('.ag-header-cell-text')) return 'no columns ' + panel.id;
       const seen = body.getBoundingClientRect();
       if (seen.top > window.innerHeight || seen.bottom < 0) continue; // a table is filled when it comes into sight
       if (body.querySelector('.ag-loading, .ag-overlay-loading-center')) return 'loading ' + panel.id;
@@ -37,7 +49,7 @@ class Visitor:
 
     def __init__(self, page, base: str) -> None:
         self.page, self.base, self.trouble = page, base, []
-        page.set_default_timeout(60_000)
+        page.context.set_default_timeout(120_000)
         page.on("console", lambda said: said.type in ("error", "warning") and self.trouble.append(said.text))
         page.on("pageerror", lambda error: self.trouble.append(str(error)))
         page.on("request", self._asked)
@@ -58,11 +70,11 @@ class Visitor:
 
     def arrive(self, href: str) -> Visitor:
         """Waits until the address is this one (whatever follows it), and its page is drawn."""
-        self.page.wait_for_url(lambda url: url.removeprefix(self.base).startswith(href), timeout=60_000)
+        self.page.wait_for_url(lambda url: url.removeprefix(self.base).startswith(href))
         return self.settle()
 
     def settle(self, seconds: float = 300) -> Visitor:
-        """Waits until no panel is waiting."""
+        """Waits until every question has its answer and no panel is waiting."""
         self.page.wait_for_timeout(250)
         waited, quiet = 0.0, 0
         while waited < seconds:
@@ -73,6 +85,14 @@ class Visitor:
             self.page.wait_for_timeout(200)
             waited += 0.2
         raise AssertionError(f"{self.page.url}: still {busy} after {seconds} s; {self.trouble}")
+
+    def sees(self, read: Callable[[], Any], wanted: Any, seconds: float = 120) -> None:
+        """Waits until `read()` gives what is wanted: what the page shows may follow its address a moment later."""
+        found, waited = read(), 0.0
+        while found != wanted and waited < seconds:
+            self.page.wait_for_timeout(100)
+            found, waited = read(), waited + 0.1
+        assert found == wanted
 
     @property
     def href(self) -> str:

@@ -47,7 +47,7 @@ def test_in_a_browser(page):
         tab.wait_for_selector("[data-figure] .main-svg")
         assert tab.evaluate("document.documentElement.scrollWidth") <= 1280
         where = "document.getElementById('L2E3').getBoundingClientRect().top"
-        for _ in range(100):  # the page scrolls smoothly
+        for _ in range(1_200):  # the page scrolls smoothly
             if 0 <= tab.evaluate(where) < 900:
                 break
             tab.wait_for_timeout(50)
