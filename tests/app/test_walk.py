@@ -155,11 +155,11 @@ def test_a_panel_fills_the_window_and_leaves_it(visitor):
     panel = visitor.page.locator(".panel.full")
     visitor.sees(lambda: panel.bounding_box()["width"], 1280)
     assert parse(visitor.href)[0].full == panel.get_attribute("id").removeprefix("panel-") == "grid"
-    visitor.page.wait_for_function(f"({height})() > 650")
+    visitor.sees(lambda: visitor.page.evaluate(height) > 650, True)
     visitor.sees(lambda: panel.evaluate("full => full.scrollHeight <= full.clientHeight"), True)
     visitor.page.keyboard.press("Escape")
     visitor.sees(panel.count, 0)
-    visitor.page.wait_for_function(f"({height})() === {own}")
+    visitor.sees(lambda: visitor.page.evaluate(height), own)
     visitor.well()
 
 

@@ -225,7 +225,8 @@ def open_and_look(tab, page: Path, width: int) -> None:
     tab.on("request", lambda request: requests.append(request.url))
     tab.goto(page.as_uri())
     every = "[...document.querySelectorAll('[data-figure]')]"
-    tab.wait_for_function(f"{every}.length == 4 && {every}.every(figure => figure.querySelector('.main-svg'))")
+    # A function: the page's policy forbids to evaluate an expression a second time.
+    tab.wait_for_function(f"() => {every}.length == 4 && {every}.every(figure => figure.querySelector('.main-svg'))")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     # The map stands on the first screen, and its cells answer to the mouse.
     left, top, across, down = tab.evaluate(
