@@ -236,7 +236,7 @@ def sent(view: FigureView, scene: Scene, figure: go.Figure, key: Any = None) -> 
     traces: Any = figure.data
     if view.marks:
         maps = [(trace.xaxis or "x", trace.yaxis or "y") for trace in traces if trace.type == "heatmap"]
-        layout["meta"] = {"marks": scene.layers, "axes": list(dict.fromkeys(maps))}
+        layout["meta"] = {view.marks: scene.layers, "axes": list(dict.fromkeys(maps))}
     for trace, part in zip(traces, parts["data"], strict=True):
         if isinstance(trace.customdata, np.ndarray):
             numbers = trace.customdata.dtype.kind in "biuf"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from moescope.app.answers import Pending
 from moescope.app.place import Place, coerced
@@ -78,7 +78,8 @@ class FigureView(View):
         click: where a click on a point leads: (place, plotly's point) -> place; None: nowhere.
         pick: the same as `click` for what the point alone does not say: (scene, plotly's point) -> place.
         select: what a lasso does: (scene, plotly's points) -> place.
-        marks: the selected expert is marked in it: its first axes are expert and layer.
+        marks: how the selected expert is outlined: "cell" where a map's axes are expert and layer, "row" where y is an
+            expert of the selected layer; a figure of points says itself that it has them.
         tallest: pixels of its panel: a figure that is taller scrolls in it; None: the panel is as tall as the figure.
     """
 
@@ -87,7 +88,7 @@ class FigureView(View):
     click: Callable[[Place, dict[str, Any]], Place | None] | None = None
     pick: Callable[[Scene, dict[str, Any]], Place | None] | None = None
     select: Callable[[Scene, list[dict[str, Any]]], Place | None] | None = None
-    marks: bool = False
+    marks: Literal["", "cell", "row"] = ""
     tallest: int | None = None
 
 

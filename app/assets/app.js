@@ -15,25 +15,32 @@ window.dash_clientside = window.dash_clientside || {};
   const tell = (id, value) => window.dash_clientside.set_props(id, { data: { ...value, at: Date.now() } });
   const layoutChanged = () => window.setTimeout(() => window.dispatchEvent(new Event("resize")), 30);
 
+  /* A circle, in pixels: as one, plotly would flatten it on a logarithmic axis, which has nothing below nought. */
+  const RING = "M11,0C11,6.1 6.1,11 0,11C-6.1,11 -11,6.1 -11,0C-11,-6.1 -6.1,-11 0,-11C6.1,-11 11,-6.1 11,0Z";
   const OUTLINE = { name: "selected", line: { width: 2.5, color: "#d6336c" }, layer: "above" };
 
   /* The ring round the selected expert in a map of points: each carries [layer, expert, …], wherever it stands. */
-  function pointOf(plot, place) {
+  function pointOf(meta, place, plot) {
     const sees = (ids) => ids && String(ids[0]) === String(place.layer) && Number(ids[1]) === place.expert;
     return plot.data.flatMap((trace, number) => {
       const at = (trace.customdata || []).findIndex(sees);
       if (at < 0) return [];
-      const { x, y } = plot.calcdata[number][at];
-      const pixels = { xsizemode: "pixel", ysizemode: "pixel", x0: -11, x1: 11, y0: -11, y1: 11 };
-      return [{ ...OUTLINE, type: "circle", xref: "x", yref: "y", xanchor: x, yanchor: y, ...pixels }];
+      const { x, y } = plot.calcdata[number][at], axes = { xref: trace.xaxis || "x", yref: trace.yaxis || "y" };
+      return [{ ...OUTLINE, ...axes, type: "path", path: RING, xsizemode: "pixel", ysizemode: "pixel", xanchor: x, yanchor: y }];
     });
   }
 
   /* Its cell in maps whose x is the expert and whose y is the layer. */
   function cellOf(meta, place) {
-    const row = meta.marks.indexOf(String(place.layer));
+    const row = meta.cell.indexOf(String(place.layer));
     const at = { x0: place.expert - 0.5, x1: place.expert + 0.5, y0: row - 0.5, y1: row + 0.5 };
-    return row < 0 ? [] : (meta.axes || [["x", "y"]]).map(([x, y]) => ({ ...OUTLINE, type: "rect", xref: x, yref: y, ...at }));
+    return row < 0 ? [] : meta.axes.map(([x, y]) => ({ ...OUTLINE, type: "rect", xref: x, yref: y, ...at }));
+  }
+
+  /* Its row in maps whose y is an expert of the selected layer. */
+  function rowOf(meta, place) {
+    const at = { x0: 0, x1: 1, y0: place.expert - 0.5, y1: place.expert + 0.5 };
+    return meta.axes.map(([x, y]) => ({ ...OUTLINE, type: "rect", xref: x + " domain", yref: y, ...at }));
   }
 
   window.dash_clientside.moescope = {
@@ -47,7 +54,8 @@ window.dash_clientside = window.dash_clientside || {};
     /* Outlines the selected expert in a map. */
     mark: function (place, figure, id) {
       const meta = figure && figure.layout && figure.layout.meta;
-      if (!place || !meta || !(meta.marks || meta.points)) return "";
+      const outline = meta && (meta.points ? pointOf : meta.cell ? cellOf : meta.row ? rowOf : null);
+      if (!place || !outline) return "";
       window.setTimeout(function () {
         const name = JSON.stringify(id, Object.keys(id).sort());
         const box = document.getElementById(name);
@@ -55,7 +63,7 @@ window.dash_clientside = window.dash_clientside || {};
         if (!plot || !plot.layout || !window.Plotly) return;
         const kept = (plot.layout.shapes || []).filter((shape) => shape.name !== "selected");
         const has = (plot.layout.shapes || []).length;
-        if (place.expert !== null) kept.push(...(meta.points ? pointOf(plot, place) : cellOf(meta, place)));
+        if (place.expert !== null) kept.push(...outline(meta, place, plot));
         if (kept.length || has) window.Plotly.relayout(plot, { shapes: kept });
       }, 60);
       return "";

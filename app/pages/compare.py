@@ -227,6 +227,7 @@ COMPARE = Page(
             needs=("other",),
             draw=_agreement,
             click=_to_cell,
+            marks="cell",
         ),
         TableView(
             name="shifts",
@@ -280,7 +281,7 @@ COMPARE = Page(
             needs=("other",),
             draw=_between,
             click=_to_cell,
-            marks=True,
+            marks="cell",
         ),
         FigureView(
             name="texts",
@@ -290,7 +291,7 @@ COMPARE = Page(
             reads=("against", *_TEXTS),
             draw=_texts,
             click=_to_cell,
-            marks=True,
+            marks="cell",
         ),
     ),
 )

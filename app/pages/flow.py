@@ -291,6 +291,7 @@ FLOW = Page(
             width=7,
             draw=_map,
             pick=_to_source,
+            marks="row",
         ),
         FigureView(
             name="information",
@@ -334,6 +335,7 @@ FLOW = Page(
             width=6,
             draw=_together,
             pick=_to_other,
+            marks="row",
         ),
         FigureView(
             name="paths",
@@ -352,6 +354,7 @@ FLOW = Page(
             reads=_SIMULATION,
             controls=(_devices, _method, _time, _redundant, _per_node, _inside, _outside),
             draw=_simulated,
+            marks="cell",
         ),
         TableView(
             name="plans",

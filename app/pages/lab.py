@@ -63,7 +63,7 @@ LAB = Page(
             reads=("run",),
             draw=labanswers.moved,
             click=to_expert,
-            marks=True,
+            marks="cell",
         ),
         TableView(
             name="tokens",

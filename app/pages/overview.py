@@ -172,7 +172,7 @@ OVERVIEW = Page(
             controls=(_switch,),
             draw=_grid,
             click=to_expert,
-            marks=True,
+            marks="cell",
         ),
         BlockView(
             name="chosen",

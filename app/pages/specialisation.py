@@ -181,7 +181,7 @@ SPECIALISATION = Page(
             controls=(_measure,),
             draw=_labels,
             pick=_to_cell,
-            marks=True,
+            marks="cell",
             tallest=_TALLEST,
         ),
         TableView(
@@ -223,7 +223,7 @@ SPECIALISATION = Page(
             controls=(_kind, _words),
             draw=_tokens,
             click=to_expert,
-            marks=True,
+            marks="cell",
             tallest=_TALLEST,
         ),
         FigureView(

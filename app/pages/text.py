@@ -386,6 +386,7 @@ TEXT = Page(
             width=8,
             draw=_replay,
             click=to_expert,
+            marks="cell",
         ),
         BlockView(
             name="text-token",

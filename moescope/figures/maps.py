@@ -112,7 +112,7 @@ def expert_map(
                 )
             )  # fmt: skip
     without = int(result["exists"].values.sum() - (~np.isnan(x)).sum()) if "exists" in result else 0
-    said = [f"{without} experts have no features and no place" if without else ""]
+    said = [f"{without:,} expert{'s have' if without != 1 else ' has'} no features and no place" if without else ""]
     if only is not None:
         said.insert(0, f"{row.size} of {int((~np.isnan(x)).sum())} experts in colour")
     figure = _figure(result, traces, name, bar, "; ".join(part for part in [*said, note] if part))

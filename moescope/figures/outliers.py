@@ -62,6 +62,7 @@ def super_experts(result: xr.Dataset) -> go.Figure:
     figure.update_layout(
         template=template("light"),
         height=420,
+        meta={"points": layer_names(result)},
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.23, "yanchor": "top"},
         margin_b=96,
     )

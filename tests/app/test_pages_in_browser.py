@@ -35,6 +35,7 @@ def test_a_page(chromium, served, name, theme):
         visitor = Visitor(context.new_page(), served).go(_PLACES[name].href)
         visitor.shot(f"{name}-{theme}-1280")
         assert not visitor.overflow()
+        assert visitor.page.locator(".page-title > :last-child").bounding_box()["height"] < 30  # one line
         assert visitor.buttons() <= _BUTTONS  # and none that sends a figure anywhere
         found = axe.Axe().run(visitor.page, options=_RULES)
         assert found.violations_count == 0, found.generate_report()

@@ -15,10 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from moescope import analysis
 from moescope.app import arriving, shell
 from moescope.app.book import PAGES
 from moescope.app.place import Place, parse
 from moescope.app.views import FigureView
+from moescope.store import Store
 from tests.analysis.made_stores import random_truth, write
 from tests.app.hostile import TEXTS, write_hostile
 from tests.app.visiting import Visitor
@@ -55,7 +57,6 @@ def test_a_click_selects_and_every_control_follows_and_back_undoes(visitor):
 
 def test_the_pointer_is_told_the_number_of_its_own_cell(visitor, shelf):
     from moescope.analysis import load
-    from moescope.store import Store
 
     relative = load(Store.open(shelf / "demo"))["relative_load"].values
     layers, experts = relative.shape
@@ -515,3 +516,47 @@ def test_each_hostile_document_is_only_text(visitor, shelf):
         visitor.well()
     finally:
         shutil.rmtree(shelf / "cruel")
+
+
+_MIDDLES = """(panel) => {
+  const plot = document.querySelector(`#panel-${panel} .js-plotly-plot`), layout = plot._fullLayout;
+  const shapes = layout.shapes.filter((one) => one.name === 'selected');
+  const pink = (path) => path.style.stroke === 'rgb(214, 51, 108)';
+  const paths = [...plot.querySelectorAll('.shapelayer path')].filter(pink);
+  return shapes.length !== paths.length ? [] : paths.map((path, i) => {
+    const axis = (of) => layout[of.replace(' domain', '').replace(/^([xy])/, '$1axis')];
+    const x = axis(shapes[i].xref), y = axis(shapes[i].yref), box = path.getBBox();
+    const at = (axis, pixel) => axis.p2d(pixel - axis._offset);
+    return [at(x, box.x + box.width / 2), at(y, box.y + box.height / 2), box.width / x._length, box.width / box.height];
+  });
+}"""
+"""Of each outline as it is drawn: its middle in the units of its axes, its share of the width, its shape."""
+
+
+@pytest.mark.parametrize(
+    ("page", "panel"),
+    [
+        ("compare?with=masked&", "agreement"),
+        ("text?doc=3&", "text-replay"),
+        ("flow?", "transitions"),
+        ("flow?", "together"),
+        ("outliers?", "super"),
+    ],
+)
+def test_the_selected_expert_is_outlined_where_it_is_drawn(visitor, shelf, page, panel):
+    visitor.go(f"/store/demo/{page}layer=3&expert=7")
+    some = f"(panel) => {{ const all = ({_MIDDLES})(panel); return all.length && all; }}"
+    outlines = visitor.page.wait_for_function(some, arg=panel).json_value()
+    if panel == "super":
+        largest = float(analysis.super_experts(Store.open(shelf / "demo"))["absmax"].values[3, 7])
+        assert len(outlines) == 2
+        for _, y, _, shape in outlines:
+            assert y == pytest.approx(largest, rel=0.01)
+            assert shape == pytest.approx(1, abs=0.01)  # round, also on a logarithmic axis
+        return
+    ((x, y, wide, _),) = outlines
+    if page == "flow?":
+        assert (y, wide) == (pytest.approx(7, abs=0.05), pytest.approx(1, abs=0.01))  # its row
+    else:
+        assert (x, y, wide) == (pytest.approx(7, abs=0.05), "3", pytest.approx(1 / 16, abs=0.01))
+    visitor.well()

@@ -125,6 +125,7 @@ def test_the_map_of_experts_says_how_far_it_can_be_trusted(monkeypatch):
     place = [list(row) for row in dots.customdata].index(["5", 4])
     assert dots.x[place] == result["x"].sel(layer=5, expert=4).item()
     assert f"{float(result['trustworthiness']):.2f}" in figure.layout.title.text
+    assert "1 expert has no features" in figure.layout.title.text
     assert f"{float(result['trustworthiness_chance']):.2f}" in maps.read(result)
 
 
