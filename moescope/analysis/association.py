@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from scipy.stats import false_discovery_control
 
+from moescope.analysis.discovery import adjusted
 from moescope.analysis.labelled import PADDING, LayerAxis
 from moescope.errors import MoescopeError
 
@@ -55,10 +55,7 @@ def q_values(p: np.ndarray, correction: str = "bh") -> np.ndarray:
     """
     if correction not in CORRECTIONS:
         raise MoescopeError('`correction` is "bh" or "by".')
-    tested = ~np.isnan(p)
-    q = np.full(p.shape, np.nan)
-    q[tested] = false_discovery_control(p[tested], method=correction) if tested.any() else []
-    return q
+    return adjusted(p, "by" if correction == "by" else "bh")
 
 
 def association(

@@ -1,8 +1,9 @@
-"""False discovery among many tests: q-values by Benjamini and Hochberg (1995)."""
+"""False discovery among many tests: q-values by Benjamini and Hochberg (1995) or Benjamini and Yekutieli (2001)."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 from scipy.stats import false_discovery_control
@@ -10,11 +11,11 @@ from scipy.stats import false_discovery_control
 _LEVEL = 0.05
 
 
-def adjusted(p: np.ndarray) -> np.ndarray:
+def adjusted(p: np.ndarray, method: Literal["bh", "by"] = "bh") -> np.ndarray:
     """q-values of all p-values that are defined, as one family; NaN where p is."""
     tested = ~np.isnan(p)
     q = np.full(p.shape, np.nan)
-    q[tested] = false_discovery_control(p[tested]) if tested.any() else []
+    q[tested] = false_discovery_control(p[tested], method=method) if tested.any() else []
     return q
 
 

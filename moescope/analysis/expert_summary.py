@@ -14,7 +14,7 @@ from scipy.stats import norm, t
 from moescope.analysis.discovery import adjusted
 from moescope.analysis.labelled import row_of_expert
 from moescope.analysis.loads import uniform_p
-from moescope.analysis.summary import LEVEL, Finding, floor_words, small
+from moescope.analysis.summary import LEVEL, Finding, floor_words, small, z_words
 
 NAMED = 3
 """Labels named in a headline; the rest are counted."""
@@ -92,10 +92,7 @@ def outlier_of_expert(result: xr.Dataset, site: str, expert: int) -> Finding:
         return Finding("super_experts", "It wrote nothing: it was never selected.", "There is no output.", None)
     named, solid = bool(part["super"]), bool(part["super"]) and bool(part["by_ratio"]) and z > chance
     values = {"absmax": largest, "ratio_to_median": ratio, "robust_z": z, "z_null_p99": chance, "super": named}
-    detail = (
-        f"Its largest output is {largest:.3g}, {ratio:.1f} times its layer's median (robust z {z:.1f}; chance reaches "
-        f"{chance:.1f} in 1 layer of 100)."
-    )
+    detail = f"Its largest output is {largest:.3g}, {ratio:.1f} times its layer's median ({z_words(z, chance)})."
     if solid:
         return Finding("super_experts", "Is a super expert.", detail, True, values)
     if named:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from scipy.stats import false_discovery_control
 
 from moescope.analysis.counts import Phase, labelling
+from moescope.analysis.discovery import adjusted
 from moescope.analysis.information import conditional_entropy, entropy
 from moescope.analysis.labelled import provenance
 from moescope.analysis.path_counting import Held, Walk, window
@@ -185,7 +185,7 @@ def _path_values(
         values["control"], values["control_rank"] = np.mean(control, axis=0), np.mean(ranked, axis=0)
         reached = np.maximum(control, ranked) >= counts
         values["p"] = (reached.sum(axis=0) + 1) / (len(control) + 1)
-        values["q"] = false_discovery_control(values["p"])
+        values["q"] = adjusted(values["p"])
     return values
 
 

@@ -241,7 +241,7 @@ def outlier_finding(result: xr.Dataset) -> Finding:
     }
     measure = (
         f"{_name(result, largest)} writes up to {absmax[row, column]:.3g}, {ratio:.1f} times its layer's median "
-        f"(robust z {z[row, column]:.1f}; chance reaches {limit[row, 0]:.1f} in 1 layer of 100)."
+        f"({z_words(z[row, column], limit[row, 0])})."
     )
     if solid.any():
         n = int(solid.sum())
@@ -250,8 +250,16 @@ def outlier_finding(result: xr.Dataset) -> Finding:
         headline = f"{sure} {noun} far larger than the rest of the layer's."
         return Finding("super_experts", headline, f"{measure} {rule}", True, values)
     headline = "No expert stands out as a super expert."
-    why = f"That rule always names the largest; {measure} A super expert here needs {result.attrs['ratio']:g} times."
+    always = "That rule always names the largest; " if order else ""
+    why = f"{always}{measure} A super expert here needs {result.attrs['ratio']:g} times."
     return Finding("super_experts", headline, f"{rule} {why}", False, values)
+
+
+def z_words(z: float, limit: float) -> str:
+    """A robust z beside what chance reaches."""
+    if np.isnan(z):
+        return "its layer's outputs are too few or too equal for a robust z"
+    return f"robust z {z:.1f}; chance reaches {limit:.1f} in 1 layer of 100"
 
 
 def _cell(result: xr.Dataset, flat: Any) -> dict[str, Any]:

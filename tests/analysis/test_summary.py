@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import chisquare
 
 from moescope import analysis
+from moescope.analysis.expert_summary import outlier_of_expert
 from moescope.analysis.summary import balance_finding, small, specialisation_finding
 from tests.analysis.made_stores import random_truth, write
 
@@ -100,6 +101,16 @@ def test_a_super_expert_that_stands_out(tmp_path):
     assert told.holds
     assert told.headline.startswith("L1E3 is a super expert")
     assert "at most 1 of" in told.detail
+
+
+def test_outputs_that_are_all_alike_have_no_robust_z(tmp_path):
+    store = made_store(tmp_path / "s", maxima=np.ones((2, 8)), hidden=[1.0, 1.0, 1.0])
+    told = by_name(store)["super_experts"]
+    assert told.holds is False
+    assert "names none" in told.detail
+    assert "always names" not in told.detail
+    one = outlier_of_expert(analysis.super_experts(store), "L001", 3)
+    assert all("too equal for a robust z" in found.detail and "nan" not in found.detail for found in (told, one))
 
 
 def test_every_cell_undefined():
