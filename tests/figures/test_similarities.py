@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from moescope.analysis import maps as layouts
+from moescope.analysis import layouts
+from moescope.analysis import maps as expert_maps
 from moescope.analysis.maps import expert_map_from_features
 from moescope.analysis.matching import neuron_matching
 from moescope.analysis.similarities import gate_similarity, weight_similarity
@@ -114,7 +115,9 @@ def test_norms_against_scores():
 
 def test_the_map_of_experts_says_how_far_it_can_be_trusted(monkeypatch):
     # Any layout will do here, and compiling UMAP's loops takes ten seconds.
-    monkeypatch.setattr(layouts, "lay_out", lambda features, *_: layouts.Layout(features[:, :2], 0.87, 0.53, 0.7, 4))
+    monkeypatch.setattr(
+        expert_maps, "lay_out", lambda features, *_: layouts.Layout(features[:, :2], 0.87, 0.53, 0.7, 4)
+    )
     features = {2: np.random.default_rng(0).normal(size=(8, 5)), 5: np.random.default_rng(1).normal(size=(6, 5))}
     features[2][3] = np.nan
     result = expert_map_from_features(features, neighbours=4)
