@@ -5,10 +5,13 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
+from collections.abc import Sequence
 from urllib.parse import quote, urlencode
 
 from dash import Dash
 from flask import Response, redirect, request
+
+from moescope.errors import MoescopeError
 
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
@@ -23,13 +26,20 @@ def new_token() -> str:
     return secrets.token_urlsafe(24)
 
 
+def _origin(text: str) -> str:
+    """An origin as a content policy takes it: one host, and no pattern that stands for others."""
+    if not re.fullmatch(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?", text, re.ASCII):
+        raise MoescopeError(f"{text!r} is no origin of a page: write https://hub.example or http://host:8888.")
+    return text
+
+
 def _cookie() -> str:
     """The cookie's name: cookies know no port, and two apps on one machine must not log each other out."""
     port = re.search(r":(\d{1,5})$", request.host)
     return f"moescope-token-{port[1]}" if port else "moescope-token"
 
 
-def protect(app: Dash, token: str | None) -> None:
+def protect(app: Dash, token: str | None, framed_by: Sequence[str] = ()) -> None:
     """Adds the checks and the content policy.
 
     Without a token the app answers only requests addressed to this machine by name, so that a web page elsewhere
@@ -38,7 +48,12 @@ def protect(app: Dash, token: str | None) -> None:
     Args:
         app: the app, with all its callbacks: inline scripts are allowed by their hashes.
         token: asked for once in the URL, then kept in a cookie; None: not asked for.
+        framed_by: origins whose pages may show the app in a frame, besides those of this machine.
+
+    Raises:
+        MoescopeError: one of them is no origin.
     """
+    framing = " ".join(map(_origin, framed_by))
 
     @app.server.before_request
     def _check() -> Response | tuple[str, int] | None:
@@ -76,7 +91,7 @@ def protect(app: Dash, token: str | None) -> None:
             f"default-src 'self'; script-src 'self' {' '.join(scripts)}; style-src 'self' 'unsafe-inline'; "
             "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; connect-src 'self'; "
             "base-uri 'none'; form-action 'self'; object-src 'none'; "
-            "frame-ancestors 'self' http://localhost:* http://127.0.0.1:*"
+            f"frame-ancestors 'self' http://localhost:* http://127.0.0.1:* {framing}"
         )
         answer.headers["X-Content-Type-Options"] = "nosniff"
         answer.headers["Referrer-Policy"] = "no-referrer"

@@ -37,6 +37,7 @@ def build(
     models: Sequence[str] = (),
     trust_remote_code: bool = False,
     token: str | None = None,
+    framed_by: Sequence[str] = (),
 ) -> Dash:
     """The Dash app on all stores below a folder.
 
@@ -45,9 +46,11 @@ def build(
         models: models that the lab may load, besides those of the stores and the aliases.
         trust_remote_code: whether the lab may run the own code of `models`; that of others never runs.
         token: asked of every browser, if given.
+        framed_by: origins, as `https://hub.example`, whose pages may show the app in a frame.
 
     Raises:
         StoreError: there is no such folder.
+        MoescopeError: what is in `framed_by` is no origin.
     """
     jobs = Jobs()
     desk = Desk(Shelf(folder), jobs, Answers(jobs), tuple(models), trust_remote_code)
@@ -70,7 +73,7 @@ def build(
     for page in book.PAGES.values():
         if page.register is not None:
             page.register(app, desk)
-    guard.protect(app, token or None)  # an empty one would let everybody in
+    guard.protect(app, token or None, framed_by)  # an empty one would let everybody in
     app.server.extensions["moescope"] = desk
 
     @app.server.before_request

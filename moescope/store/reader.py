@@ -300,7 +300,8 @@ class Store:
             page: the page to begin with: overview, expert, text, specialisation, flow, map, outliers, compare, lab,
                 analyses.
             height: pixels of the frame.
-            place: what is chosen: layer, expert, by, label, …; see `moescope.app.Place`.
+            place: what is chosen: layer, expert, by, label, …; see `moescope.app.Place`. `framed_by` names pages from
+                elsewhere that may show the app: see `moescope.app.explore`.
         """
         # A shortcut to the face, found when it is asked for: the store knows nothing of it.
         from moescope.app import explore
