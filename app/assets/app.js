@@ -94,7 +94,7 @@ window.dash_clientside = window.dash_clientside || {};
           const columns = api.getColumns() || [], out = (column) => (place.without || []).includes(id.view + "." + column.getColId());
           const all = columns.every(out);
           for (const seen of [true, false]) api.setColumnsVisible(columns.filter((column) => (all || !out(column)) === seen), seen);
-          document.querySelectorAll(`[data-columns="${id.view}"] input`).forEach((box) => { box.checked = api.getColumn(box.name).isVisible(); });
+          listed(id.view, api);
         }, 30));
       return "panel-table";
     },
@@ -132,13 +132,16 @@ window.dash_clientside = window.dash_clientside || {};
     return window.dash_ag_grid && window.dash_ag_grid.getApi({ type: "grid", of: "table", view });
   }
 
-  /* The list of a table's columns, made when it is opened: one box each; the last one shown stays. */
-  document.addEventListener("toggle", function (event) {
-    const details = event.target;
-    const view = details.dataset && details.dataset.columns, api = view && details.open && table(view);
-    if (!api) return;
-    const list = details.querySelector(".how");
-    list.replaceChildren(...api.getColumns().map((column) => {
+  /* The list of a table's columns, where it is open: one box each; the last one shown stays. */
+  function listed(view, api, anew) {
+    const list = document.querySelector(`[data-columns="${view}"][open] .how`), columns = api.getColumns() || [];
+    if (!list) return;
+    const boxes = [...list.querySelectorAll("input")];
+    if (!anew && boxes.map((box) => box.name).join() === columns.map((column) => column.getColId()).join()) {
+      boxes.forEach((box) => { box.checked = api.getColumn(box.name).isVisible(); });
+      return;
+    }
+    list.replaceChildren(...columns.map((column) => {
       const box = Object.assign(document.createElement("input"), { type: "checkbox", name: column.getColId(), checked: column.isVisible() });
       box.addEventListener("change", () => {
         if (!box.checked && api.getColumns().filter((one) => one.isVisible()).length === 1) { box.checked = true; return; }
@@ -149,6 +152,11 @@ window.dash_clientside = window.dash_clientside || {};
       label.append(box, " " + api.getDisplayNameForColumn(column, null));
       return label;
     }));
+  }
+  document.addEventListener("toggle", function (event) {
+    const details = event.target, view = details.dataset && details.dataset.columns;
+    if (view && details.open)
+      window.dash_ag_grid.getApiAsync({ type: "grid", of: "table", view }).then((api) => listed(view, api, true));
   }, true);
 
   /* Saves a file of the app; where there is none, its reason is shown on the page. */

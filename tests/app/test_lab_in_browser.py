@@ -162,16 +162,19 @@ def test_a_place_that_is_late_does_not_take_back_what_has_been_set_since(visitor
         held.append(route) if "url.href" in changed and not held else route.continue_()
 
     page.route("**/_dash-update-component**", late)
-    page.get_by_label("Prompt", exact=True).fill("Once upon a time")
-    page.get_by_label("Tokens at most").fill("12")
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.fill("Once upon a time")
+    prompt.blur()
     page.wait_for_url("**prompt=Once**")
+    visitor.sees(lambda: len(held), 1)
+    page.get_by_label("Tokens at most").fill("12")
     page.wait_for_timeout(1_000)  # the control has said 12, and the page does not know the prompt's address yet
     held[0].continue_()
     page.wait_for_url("**new=12**")
     visitor.settle()
     here = parse(visitor.href)[0]
     assert (here.prompt, here.new) == ("Once upon a time", 12)
-    assert page.get_by_label("Tokens at most").input_value() == "12"
+    visitor.sees(page.get_by_label("Tokens at most").input_value, "12")
     # Back takes both back, one after the other.
     page.go_back()
     page.wait_for_function("() => [...document.querySelectorAll('input')].some((one) => one.value === '64')")

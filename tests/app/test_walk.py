@@ -300,6 +300,18 @@ def test_a_table_is_exported_as_it_is_shown(visitor):
     visitor.well()
 
 
+def test_columns_are_listed_though_the_table_comes_after_the_list_was_opened(visitor):
+    held = []
+    visitor.page.route("**/dash_ag_grid/async*", lambda route: held.append(route))
+    visitor.page.goto(f"{visitor.base}/store/demo/expert")
+    visitor.page.get_by_label("Choose columns of All experts").click()
+    visitor.sees(lambda: bool(held), True)
+    visitor.page.unroute("**/dash_ag_grid/async*")  # lets them go
+    visitor.page.get_by_role("checkbox", name="REAP", exact=True).uncheck()
+    visitor.arrive("/store/demo/expert?without=experts.reap")
+    visitor.well()
+
+
 def test_chosen_columns_are_in_the_address(visitor, chromium, served):
     asked = []
     visitor.go("/store/demo/specialisation?hide=kinds,vocabulary")
