@@ -21,8 +21,8 @@ from moescope.hooks.weights import expert_layout
 if TYPE_CHECKING:
     from moescope.edits.recipe import Recipe
     from moescope.hooks import Model
+    from moescope.hooks.layouts import Layout
     from moescope.hooks.sites import Site
-    from moescope.hooks.weights import Layout
 
 
 def merged_tensors(model: Model, site: Site, merges: Sequence[Merge]) -> dict[str, torch.Tensor]:
