@@ -216,7 +216,7 @@ window.dash_clientside = window.dash_clientside || {};
   /* Steps pressed faster than the server answers count from where the first was pressed. */
   let steps = [], from = "", pressed = 0;
   function walk(step) {
-    if (Date.now() - pressed > 3000) steps = [];
+    if (Date.now() - pressed > 60_000) steps = [];
     if (!steps.length) from = window.location.pathname + window.location.search;
     pressed = Date.now();
     steps = [...steps, step];
@@ -244,7 +244,7 @@ window.dash_clientside = window.dash_clientside || {};
       tell("key", { do: "full", view: "" });
       return;
     }
-    if (target.closest && target.closest("input, textarea, select, [contenteditable], .ag-root, [role=combobox]")) return;
+    if (target.closest && target.closest("input, textarea, select, [contenteditable], .ag-root, [role=combobox]")) { stand(); return; }
     const step = { j: "next-expert", k: "previous-expert", J: "next-layer", K: "previous-layer" }[event.key];
     if (step) { walk(step); event.preventDefault(); return; }
     stand();

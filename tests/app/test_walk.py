@@ -94,6 +94,25 @@ def test_keys_walk_through_experts_and_layers(visitor):
     visitor.well()
 
 
+def test_steps_that_are_answered_late_all_count(visitor):
+    page = visitor.go("/store/demo/L2/E9").page
+    held = []
+
+    def late(route):
+        changed = " ".join((route.request.post_data_json or {}).get("changedPropIds", []))
+        held.append(route) if "key.data" in changed else route.continue_()
+
+    page.route("**/_dash-update-component**", late)
+    page.keyboard.press("j")
+    visitor.sees(lambda: bool(held), True)
+    page.wait_for_timeout(3_500)
+    page.keyboard.press("Shift+J")
+    visitor.sees(lambda: len(held), 2)
+    page.unroute("**/_dash-update-component**")  # lets them go
+    visitor.arrive("/store/demo/L3/E10")
+    visitor.well()
+
+
 def test_a_shared_address_shows_the_same_in_another_browser(chromium, served):
     first, second = (Visitor(chromium.new_context().new_page(), served) for _ in range(2))
     first.go("/store/demo?layer=3&expert=7")
