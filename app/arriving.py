@@ -33,11 +33,12 @@ def register(app: Dash, desk: Desk) -> None:
         Output("frame", "className"),
         Input("url", "href"),
         Input("watch", "n_intervals"),
+        Input("theme", "data"),  # not for another theme, but to be asked when the first is known
         State("place", "data"),
         # The browser drops the answer to a question that it asks again: the clock waits for it, not for ever.
         running=[(Output("watch", "interval"), 60_000, shell.WATCH)],
     )
-    def _arrive(href: str | None, ticks: int, before: dict[str, Any] | None) -> Any:
+    def _arrive(href: str | None, ticks: int, theme: str | None, before: dict[str, Any] | None) -> Any:
         if href is None:
             raise PreventUpdate
         here, notes = parse(href)
@@ -53,7 +54,9 @@ def register(app: Dash, desk: Desk) -> None:
             raise PreventUpdate
         if before is not None and now["offered"] == before.get("offered"):
             offered = no_update
-        page = no_update if before is not None and same_page(now, before) else shell.page(desk, here, now)
+        # Of a window that opens, figures come with the page: its browser has much to do before it would ask for them.
+        opens = theme if before is None else None
+        page = no_update if before is not None and same_page(now, before) else shell.page(desk, here, now, opens)
         names = [{"value": name, "label": name} for name in now["names"]]
         said = [note(line) for line in notes]
         return now, offered, page, shell.menu(here), said, names, here.store, _frame(here)

@@ -15,17 +15,17 @@ from moescope import figures
 from moescope.app import book
 from moescope.app.answers import PATIENCE, Pending
 from moescope.app.links import to
-from moescope.app.panels import HIDDEN, MODEBAR, note, progress
+from moescope.app.panels import HIDDEN, MODEBAR, frame_of, note, progress, stop
 from moescope.app.place import parse
 from moescope.app.scene import Desk, Scene
-from moescope.app.views import BlockView, ElsewhereError, FigureView, Page, Partial, View
+from moescope.app.views import ElsewhereError, FigureView, Page, Partial, TableView, View
 from moescope.errors import CancelledError, MoescopeError
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _SOONEST, _LATEST = 0.2, 1.0  # seconds between two questions of a panel that waits
-_AT_ONCE = 0.04  # seconds that a page may take over the blocks that it comes with
+_AT_ONCE = 0.04  # seconds that a page may take over what it comes with
 
 
 def register(app: Dash, desk: Desk) -> None:
@@ -67,7 +67,7 @@ def register(app: Dash, desk: Desk) -> None:
         words = once_more(desk, words, ticks)
         if drawn is None:
             return no_update, HIDDEN, no_update, *words
-        return drawn, _shown(drawn), _stop(view, drawn), *words
+        return drawn, frame_of(drawn), stop(view, drawn), *words
 
     @app.callback(
         Output({"type": "body", "of": "block", "view": MATCH}, "children"),
@@ -80,42 +80,33 @@ def register(app: Dash, desk: Desk) -> None:
         return (None if drawn is None else _placed(drawn, place), *once_more(desk, words, ticks))
 
 
-def at_hand(page: Page, scene: Scene, place: dict[str, Any]) -> dict[str, tuple[Any, list[Any]]]:
-    """The blocks of a page that need no waiting: they come with the page. By view: the components, and their key.
+def at_hand(page: Page, scene: Scene, place: dict[str, Any], theme: str | None) -> dict[str, tuple[Any, list[Any]]]:
+    """The blocks and figures of a page that need no waiting: they come with the page, as far as time allows.
 
-    What is not at hand begins to be computed here. The key is the one that the browser makes of the same place.
+    By view: the components or the figure, and their key, which is the one that the browser makes of the same place.
+    What is not at hand begins to be computed here. What looks otherwise on a dark page comes later if `theme` is None.
     """
     found, begun = {}, time.monotonic()
     for view in page.shown(scene.place, scene.store):
-        if isinstance(view, BlockView) and not view.themed and time.monotonic() - begun < _AT_ONCE:
-            try:
-                drawn = view.draw(scene)
-            except (Pending, MoescopeError, OSError, pa.ArrowException):  # its panel will ask, and say why
-                continue
-            except Exception:  # so will it, and fail alone
-                logging.getLogger(__name__).exception("%s did not come with its page", view.name)
-                continue
-            if not isinstance(drawn, Partial):
-                fields = [place.get(name) for name in ("store", "version", "trouble", *view.reads)]
-                found[view.name] = (_placed(drawn, place), fields)
+        if isinstance(view, TableView) or (view.themed and theme is None) or time.monotonic() - begun >= _AT_ONCE:
+            continue
+        now = place | {"theme": theme}
+        key = [now.get(name) for name in ("store", "version", "trouble", *view.follows)]
+        try:
+            drawn = _draw(view, scene, key)
+        except (Pending, MoescopeError, OSError, pa.ArrowException):  # its panel will ask, and say why
+            continue
+        except Exception:  # so will it, and fail alone
+            logging.getLogger(__name__).exception("%s did not come with its page", view.name)
+            continue
+        if not isinstance(drawn, Partial):
+            found[view.name] = (drawn if isinstance(view, FigureView) else _placed(drawn, place)), key
     return found
 
 
 def _placed(drawn: Any, place: dict[str, Any]) -> Any:
     """With where it was drawn: its links change the place from there, and the place may have moved on since."""
     return html.Div(drawn, **{"data-at": place["href"]})
-
-
-def _stop(view: View, figure: dict[str, Any]) -> str | None:
-    """A panel that scrolls is a stop of the keyboard, so that its keys scroll it; others are none."""
-    tallest = view.tallest if isinstance(view, FigureView) else None
-    return "0" if tallest is not None and (figure["layout"].get("height") or 0) > tallest else None
-
-
-def _shown(figure: dict[str, Any]) -> dict[str, str]:
-    """As tall as the figure says: its frame must not be lower, whoever draws it again in the browser."""
-    height = figure["layout"].get("height")
-    return {"display": "block"} | ({"minHeight": f"{height}px"} if height else {})
 
 
 def inputs_of(of: str) -> list[Any]:
@@ -170,9 +161,7 @@ def _drawn(view: View, desk: Desk, wanted: Any, act: Any, place: Any, theme: Any
     def draw() -> Any:
         # Who only asks whether it is there by now does not wait for it.
         scene = desk.scene(parse(place["href"])[0], theme == "dark", 0 if pressed("tick") else PATIENCE)
-        if isinstance(view, FigureView):
-            return sent(view, scene, figure_of(view, scene), wanted)
-        return view.draw(scene)  # pyright: ignore
+        return _draw(view, scene, wanted)
 
     return guarded(view, desk, draw)
 
@@ -216,6 +205,13 @@ def guarded(view: View, desk: Desk, draw: Callable[[], Any]) -> tuple[Any, list[
         job = drawn.pending.job
         return drawn.shown, [progress(view, job.title, job.what, job.done, job.total), False, job.id]
     return drawn, [None, True, None]
+
+
+def _draw(view: View, scene: Scene, key: list[Any]) -> Any:
+    """A block's components, or a figure as the browser gets it; `key` says what it shows."""
+    if isinstance(view, FigureView):
+        return sent(view, scene, figure_of(view, scene), key)
+    return view.draw(scene)  # pyright: ignore
 
 
 def figure_of(view: FigureView, scene: Scene) -> go.Figure:

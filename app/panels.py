@@ -35,7 +35,7 @@ def grid_of(page: Page, scene: Scene, at_hand: dict[str, tuple[Any, list[Any]]])
     Args:
         page: which.
         scene: where we are.
-        at_hand: what is drawn already, by view: the components, and the key of what they show.
+        at_hand: what is drawn already, by view: the components or the figure, and the key of what they show.
     """
     shown = page.shown(scene.place, scene.store)
     columns = [
@@ -49,7 +49,13 @@ def panel(view: View, scene: Scene, drawn: Any = None, key: list[Any] | None = N
     """One panel, empty until its callback has drawn it, unless it is `drawn` already, of what `key` says."""
     if isinstance(view, FigureView):
         bound = {} if view.tallest is None else {"maxHeight": f"{view.tallest}px", "overflowY": "auto"}
-        body: Any = html.Div(_graph(view), id=part("body", view), className="panel-figure", style=bound)
+        body: Any = html.Div(
+            _graph(view, drawn),
+            id=part("body", view),
+            className="panel-figure",
+            style=bound,
+            tabIndex=stop(view, drawn),
+        )
     elif isinstance(view, TableView):
         body = html.Div(_table(view), id=part("body", view), className="panel-table")
     else:
@@ -123,12 +129,24 @@ def plot_config(lasso: bool = False) -> Any:
     return CONFIG | {"responsive": True, "modeBarButtonsToRemove": removed}
 
 
-def _graph(view: FigureView) -> Any:
+def _graph(view: FigureView, drawn: dict[str, Any] | None) -> Any:
     return dcc.Graph(
         id=part("graph", view),
         config=plot_config(lasso=view.select is not None),
-        style=HIDDEN,
+        **({"style": HIDDEN} if drawn is None else {"figure": drawn, "style": frame_of(drawn)}),
     )
+
+
+def frame_of(figure: dict[str, Any]) -> dict[str, str]:
+    """As tall as the figure says: its frame must not be lower, whoever draws it again in the browser."""
+    height = figure["layout"].get("height")
+    return {"display": "block"} | ({"minHeight": f"{height}px"} if height else {})
+
+
+def stop(view: FigureView, figure: dict[str, Any] | None) -> str | None:
+    """A panel that scrolls is a stop of the keyboard, so that its keys scroll it; others are none."""
+    height = figure["layout"].get("height") if figure else None
+    return "0" if view.tallest is not None and (height or 0) > view.tallest else None
 
 
 def _table(view: TableView) -> Any:

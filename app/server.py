@@ -16,7 +16,7 @@ from flask import request
 from plotly.io.json import to_json_plotly
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from moescope.app import book, downloads, drawing, guard, navigation, shell, tables
+from moescope.app import book, downloads, drawing, guard, navigation, plotly_script, shell, tables
 from moescope.app.answers import Answers, Pending
 from moescope.app.jobs import Jobs
 from moescope.app.place import Place
@@ -60,6 +60,7 @@ def build(
         update_title=None,  # pyright: ignore[reportArgumentType]
         serve_locally=True,
         assets_folder=str(Path(__file__).parent / "assets"),
+        assets_ignore=plotly_script.FIRST,
         index_string=shell.INDEX,
         suppress_callback_exceptions=True,
         on_error=lambda error: navigation.alarmed(desk, error),
@@ -73,6 +74,7 @@ def build(
     for page in book.PAGES.values():
         if page.register is not None:
             page.register(app, desk)
+    plotly_script.register(app)
     guard.protect(app, token or None, framed_by)  # an empty one would let everybody in
     app.server.extensions["moescope"] = desk
 

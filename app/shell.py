@@ -16,7 +16,7 @@ from moescope.app.scene import Desk
 
 INDEX = """<!DOCTYPE html>
 <html lang="en">
-  <head>{%metas%}<title>{%title%}</title>{%favicon%}{%css%}</head>
+  <head>{%metas%}<title>{%title%}</title>{%favicon%}{%css%}<script src="/assets/plotly.js"></script></head>
   <body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body>
 </html>"""
 """The page that loads the rest, in Dash's template language."""
@@ -105,7 +105,7 @@ def menu(here: Place) -> Any:
     ]
 
 
-def page(desk: Desk, here: Place, now: dict[str, Any]) -> Any:
+def page(desk: Desk, here: Place, now: dict[str, Any], theme: str | None) -> Any:
     """One page, with what is at hand of its panels; or the stores; or why there is nothing."""
     trouble = now.get("trouble")
     if trouble is not None:
@@ -116,7 +116,7 @@ def page(desk: Desk, here: Place, now: dict[str, Any]) -> Any:
     if here.store is None:
         return stores.page(desk)
     shown = book.PAGES[here.page]
-    scene = desk.scene(here, patience=0)
+    scene = desk.scene(here, theme == "dark", patience=0)
     extra = [control(scene) for control in shown.controls]
     return [
         html.Div(
@@ -134,7 +134,7 @@ def page(desk: Desk, here: Place, now: dict[str, Any]) -> Any:
             ],
             className="page-head",
         ),
-        grid_of(shown, scene, drawing.at_hand(shown, scene, now)),
+        grid_of(shown, scene, drawing.at_hand(shown, scene, now, theme)),
     ]
 
 

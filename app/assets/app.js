@@ -3,6 +3,7 @@ window.dash_clientside = window.dash_clientside || {};
 (function () {
   "use strict";
   const same = () => window.dash_clientside.no_update;
+  const marked = new Map(); // of each map, the last call that outlines something in it
   const told = new Map(); // what the place last said of each control
 
   /* Leads to an address of this app without loading the page again, as its links do; another page begins at its top. */
@@ -51,16 +52,18 @@ window.dash_clientside = window.dash_clientside || {};
       const key = ["store", "version", "trouble", ...(reads || [])].map(value);
       return JSON.stringify(key) === JSON.stringify(before) ? same() : key;
     },
-    /* Outlines the selected expert in a map. */
+    /* Outlines the selected expert in a map, once it is drawn. */
     mark: function (place, figure, id) {
       const meta = figure && figure.layout && figure.layout.meta;
       const outline = meta && (meta.points ? pointOf : meta.cell ? cellOf : meta.row ? rowOf : null);
       if (!place || !outline) return "";
-      window.setTimeout(function () {
-        const name = JSON.stringify(id, Object.keys(id).sort());
-        const box = document.getElementById(name);
-        const plot = box && box.querySelector(".js-plotly-plot");
-        if (!plot || !plot.layout || !window.Plotly) return;
+      const name = JSON.stringify(id, Object.keys(id).sort());
+      const newest = {}; // what is still waited for counts no more once something else is selected
+      marked.set(name, newest);
+      window.setTimeout(function draw() {
+        const box = document.getElementById(name), plot = box && box.querySelector(".js-plotly-plot");
+        if (!box || marked.get(name) !== newest) return;
+        if (!plot || !plot.layout || !plot.calcdata) { window.setTimeout(draw, 60); return; }
         const kept = (plot.layout.shapes || []).filter((shape) => shape.name !== "selected");
         const has = (plot.layout.shapes || []).length;
         if (place.expert !== null) kept.push(...outline(meta, place, plot));

@@ -8,12 +8,14 @@ import weakref
 from dataclasses import replace
 
 import pytest
+from dash import dcc
 
-from moescope.app import drawing, panels, textsearch
+from moescope import figures
+from moescope.app import book, drawing, panels, textsearch
 from moescope.app.book import PAGES
 from moescope.app.place import Place
 from moescope.app.views import BlockView, FigureView
-from tests.app.made_desk import made_desk, made_shelf, words
+from tests.app.made_desk import drawn, made_desk, made_shelf, words
 
 
 @pytest.fixture
@@ -29,9 +31,30 @@ def test_a_block_that_fails_does_not_take_its_page_away(desk, monkeypatch, caplo
     bad = BlockView(name="bad", title="Bad", how="", reads=(), draw=fails)
     good = BlockView(name="good", title="Good", how="", reads=(), draw=lambda scene: "here")
     page = replace(PAGES["overview"], views=(bad, good))
-    found = drawing.at_hand(page, desk.scene(Place("overview", "a")), {"href": "/store/a"})
+    found = drawing.at_hand(page, desk.scene(Place("overview", "a")), {"href": "/store/a"}, None)
     assert list(found) == ["good"]
     assert "nobody foresaw this" in caplog.text
+
+
+@pytest.mark.parametrize("theme", ["light", "dark", None])
+def test_a_figure_comes_with_its_page_in_the_colours_of_the_page_where_they_are_known(desk, monkeypatch, theme):
+    monkeypatch.setattr(drawing, "_AT_ONCE", 60)
+    here = Place("overview", "a")
+    grid = book.view("grid")
+    light = drawn(desk, grid, here)  # from now on its answer is at hand
+    scene = desk.scene(here, theme == "dark", patience=0)
+    found = drawing.at_hand(replace(PAGES["overview"], views=(grid,)), scene, {"store": "a", "href": here.href}, theme)
+    if theme is None:
+        assert not found
+        return
+    figure, key = found["grid"]
+    assert (key[0], key[-1], len(key)) == ("a", theme, 3 + len(grid.reads) + 1)  # as the page's script makes it
+    ink = figure["layout"]["template"]["layout"]["font"]["color"]
+    assert ink == (figures.dark(light) if theme == "dark" else light).layout.template.layout.font.color
+    panel = panels.panel(grid, scene, figure, key)
+    (graph,) = [one for one in panel._traverse() if isinstance(one, dcc.Graph)]
+    assert graph.figure is figure
+    assert graph.style != panels.HIDDEN
 
 
 def test_a_panel_that_fails_shows_why_and_not_what_it_showed_before(desk, caplog):

@@ -567,6 +567,7 @@ _MIDDLES = """(panel) => {
 @pytest.mark.parametrize(
     ("page", "panel"),
     [
+        ("overview?", "grid"),
         ("compare?with=masked&", "agreement"),
         ("text?doc=3&", "text-replay"),
         ("flow?", "transitions"),
