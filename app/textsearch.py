@@ -47,7 +47,9 @@ def draw(scene: Scene) -> Any:
 
 
 def _words(scene: Scene, text: str) -> Any:
-    found = analysis.tokens_matching(scene.store, text, _WORDS)
+    found = scene.compute(
+        ("words", text), "searching the vocabulary", lambda: analysis.tokens_matching(scene.store, text, _WORDS)
+    )
     if not found:
         return html.P("No single token of the vocabulary has these characters.", className="dim")
     chips = [
@@ -63,7 +65,11 @@ def _words(scene: Scene, text: str) -> Any:
 
 def _occurrences(scene: Scene, word: int) -> Any:
     place, offset = scene.place, scene.place.hit or 0
-    found = analysis.token_occurrences(scene.store, word, offset, _HITS)
+    found = scene.compute(
+        ("occurrences", word, offset),
+        "reading where the token occurs",
+        lambda: analysis.token_occurrences(scene.store, word, offset, _HITS),
+    )
     rows = [
         html.Li(
             [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import unicodedata
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moescope import analysis, figures
-from moescope.app import book, tokens
+from moescope.app import book, textsearch, tokens
+from moescope.app.answers import Pending
 from moescope.app.place import Place, parse
 from moescope.app.server import build
 from moescope.errors import MoescopeError
@@ -142,6 +144,24 @@ def test_a_search_takes_every_character_as_itself(desk):
 
     for text in ("(", ".*", "[31M", "</TEXTAREA>", "window.hacked", "\\u003c", "\u202e"):
         assert found(text) == {d for d, one in enumerate(TEXTS) if text.casefold() in one.casefold()}
+
+
+@pytest.mark.parametrize(
+    ("search", "asked"),
+    [("tokens_matching", {"find": "a"}), ("token_occurrences", {"word": 3}), ("find_documents", {"find": "b"})],
+)
+def test_a_search_that_takes_long_shows_its_progress(tmp_path, monkeypatch, search, asked):
+    write_hostile(tmp_path / "hostile")
+    desk, done, real = made_desk(tmp_path), threading.Event(), getattr(analysis, search)
+    monkeypatch.setattr(analysis, search, lambda *given, **more: done.wait(60) and real(*given, **more))
+    view, place = book.view("text-find"), Place("text", "hostile", **asked)
+    try:
+        textsearch.contents(desk.scene(place, patience=60))
+        with pytest.raises(Pending):
+            view.draw(desk.scene(place, patience=0.2))
+    finally:
+        done.set()
+    assert finished(desk, view, place) is not None
 
 
 def test_an_occurrence_leads_to_its_token(desk):
