@@ -193,7 +193,8 @@ def _told(desk: Desk, job: Job) -> Any:
     if job.state == "done":
         return note(report(job.result))
     if job.state == "failed":
-        return note(desk.shelf.without_root(job.error), trouble=True)
+        here = " The box above is that option here." if "--approximate" in job.error else ""
+        return note(f"{desk.shelf.without_root(job.error)}{here}", trouble=True)
     if job.state == "cancelled":
         return note("Cancelled; nothing was written.")
     return dmc.Text(f"{job.title}: {job.what or 'beginning'}", size="sm")

@@ -526,6 +526,11 @@ def test_a_checkpoint_is_written_proven_and_never_overwritten(desk, model, folde
     assert job.state == "failed"
     assert "Layer 3" in job.error
     assert not (folder / "promoted").exists()
+    # What they hold nearly is an option of the command line, and a box here.
+    job = labcheckpoint.begun(desk, HERE.go(recipe="L3E2!mask"), "nearly", False)
+    assert job.wait(60)
+    assert "--approximate" in job.error
+    assert _words(labcheckpoint.draw(desk.scene(HERE))).count("The box above is that option here.") == 1
 
 
 def test_a_checkpoint_in_writing_is_seen_by_whoever_comes_and_is_the_only_one(desk, monkeypatch):
