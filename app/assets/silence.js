@@ -1,9 +1,10 @@
-/* While the app does not answer, the page says so; and a panel that waits asks again, since its answer may be lost. */
+/* While the app does not answer, the page says so; and a panel that waits, or was not heard, asks again. */
 (function () {
   "use strict";
   const AGAIN = 30_000; // milliseconds: panels ask sooner by themselves, but only once they were answered
   const LOOK = 2_000; // and between two looks at whether the app is there again
   const fetched = window.fetch;
+  const lost = new Set(); // the panels that were not answered
   let silent = false;
 
   function say(words) {
@@ -12,11 +13,23 @@
     window.dash_clientside.set_props("alarm", { children: alarm });
   }
 
+  /* Which panel it was that asked: for what it shows, or for rows of its table. */
+  function lose(question) {
+    for (const prop of JSON.parse(question).changedPropIds) {
+      const asks = /^({.*"type":"(?:wanted|tick|act)".*})\.|^({.*"type":"grid".*})\.getRowsRequest$/.exec(prop);
+      if (!asks) continue;
+      const { of, view } = JSON.parse(asks[1] || asks[2]);
+      lost.add(JSON.stringify({ of, type: "body", view }));
+    }
+  }
+
   function askAgain() {
-    document.querySelectorAll('.note.pending [data-act="cancel"]').forEach(function (button) {
-      const panel = { type: "act", of: button.dataset.of, view: button.dataset.view };
-      window.dash_clientside.set_props(panel, { data: { do: "again", at: Date.now() } });
+    document.querySelectorAll(".panel").forEach(function (panel) {
+      const body = panel.querySelector('[id*=\'"type":"body"\']');
+      if (!body || !(lost.has(body.id) || panel.querySelector('.note.pending [data-act="cancel"]'))) return;
+      window.dash_clientside.set_props({ ...JSON.parse(body.id), type: "act" }, { data: { do: "again", at: Date.now() } });
     });
+    lost.clear();
   }
 
   /* The clock that looks at the store rests while it is not answered: this makes it look now. */
@@ -35,6 +48,7 @@
       if (ours && silent) { silent = false; say(null); askAgain(); }
       return answer;
     } catch (error) {
+      if (ours) lose(how[0].body);
       if (ours && !silent) { silent = true; say("What you see is as it was. Is moescope app still running?"); look(); }
       throw error;
     }

@@ -415,6 +415,27 @@ def test_an_app_that_does_not_answer_is_said_and_a_panel_that_waited_meanwhile_c
     assert all("ERR_FAILED" in said or "did not respond" in said for said in visitor.trouble)
 
 
+def test_panels_whose_first_question_is_lost_come_when_the_app_is_there_again(visitor):
+    lost = []
+
+    def away(route):
+        changed = " ".join((route.request.post_data_json or {}).get("changedPropIds", []))
+        if '"type":"wanted"' in changed:
+            lost.append(changed)
+            route.abort()
+        else:
+            route.continue_()
+
+    visitor.page.route("**/_dash-update-component*", away)
+    visitor.page.goto(f"{visitor.base}/store/demo/specialisation?hide=kinds,vocabulary")
+    visitor.sees(lambda: any('"table"' in one for one in lost) and any('"figure"' in one for one in lost), True)
+    visitor.page.unroute("**/_dash-update-component*")
+    visitor.settle()
+    visitor.page.locator("#panel-labels .js-plotly-plot").wait_for()
+    visitor.page.locator("#panel-cells .ag-header-cell-text").first.wait_for()
+    assert all("ERR_FAILED" in said or "did not respond" in said for said in visitor.trouble)
+
+
 def test_a_page_comes_though_it_takes_longer_than_the_clock_that_asks_for_it(visitor, monkeypatch):
     def slow(*asked):
         time.sleep(1.2 * shell.WATCH / 1000)
