@@ -51,7 +51,7 @@ def register(app: Dash, desk: Desk) -> None:
         offered = now.pop("choices")
         now["offered"] = _key(offered)
         if now == before:
-            raise PreventUpdate
+            return [no_update] * 8  # and not an answer without a body, which the browser takes for unfinished
         if before is not None and now["offered"] == before.get("offered"):
             offered = no_update
         # Of a window that opens, figures come with the page: its browser has much to do before it would ask for them.

@@ -57,6 +57,7 @@ def test_what_is_offered_goes_to_the_browser_once_and_not_back_with_every_callba
             "inputs": [
                 {"id": "url", "property": "href", "value": href},
                 {"id": "watch", "property": "n_intervals", "value": 0},
+                {"id": "theme", "property": "data", "value": "light"},
             ],
             "state": [{"id": "place", "property": "data", "value": before}],
             "changedPropIds": ["url.href"],
@@ -76,3 +77,4 @@ def test_what_is_offered_goes_to_the_browser_once_and_not_back_with_every_callba
     assert "choices" not in then
     narrowed = arrive("/store/made?layer=0", then["place"]["data"])
     assert narrowed["choices"]["data"]["expert"] == ["0", "1", "2", "3"]
+    assert arrive("/store/made?layer=0", narrowed["place"]["data"]) == {}  # nothing new: an answer, and nothing in it
