@@ -28,6 +28,7 @@ _KEYS = (
     ("j / k", "next / previous expert"),
     ("J / K", "next / previous layer"),
     ("/", "search: L3E7, or words of a text"),
+    ("p", "play or pause a replay of a text"),
     ("t", "dark or light"),
     ("?", "this help"),
     ("Esc", "leave the full window, close this"),

@@ -43,9 +43,10 @@ def token_routing(result: xr.Dataset) -> go.Figure:
     for column, name, unit in ((2, "entropy", " nats"), (3, "margin", "")):
         figure.add_trace(_level(result, name, unit), row=1, col=column)
         figure.update_yaxes(layer_axis(result, title={"text": ""}), row=1, col=column)
-        figure.update_xaxes(rangemode="tozero", nticks=3, tickangle=0, row=1, col=column)
-        if not np.nanmax(result[name].values, initial=0) > 0:  # plotly would write -1 and 1 at its ends
-            figure.update_xaxes(range=[0, 1], tickmode="array", tickvals=[0], row=1, col=column)
+        ends = _ends(float(np.nanmax(result[name].values, initial=0)))
+        figure.update_xaxes(rangemode="tozero", tickmode="array", tickvals=ends, tickformat="~g", row=1, col=column)
+        if len(ends) == 1:  # plotly would draw to -1 and 1
+            figure.update_xaxes(range=[0, 1], row=1, col=column)
     figure.update_xaxes(title_text="nats", row=1, col=2)
     ranks = result.sizes["rank"]
     figure.update_xaxes(
@@ -69,6 +70,14 @@ def token_routing(result: xr.Dataset) -> go.Figure:
     )
     align_titles(figure, 3)
     return figure
+
+
+def _ends(largest: float) -> list[float]:
+    """Two ticks, since more would run into each other: 0, and the largest value cut to one digit."""
+    if not largest > 0:
+        return [0]
+    digit = 10.0 ** np.floor(np.log10(largest))
+    return [0, float(np.floor(largest / digit) * digit)]
 
 
 def _short(text: str, most: int = 16) -> str:

@@ -131,6 +131,8 @@ def test_a_token_map_names_its_experts_and_draws_none_where_there_is_none(store)
     assert "w" in figure.layout.annotations[0].text
     hostile = result.assign_attrs(text="<script>alert(1)</script>")
     assert "<script>" not in figures.token_routing(hostile).layout.annotations[0].text
+    small = result.assign(margin=result["margin"] * 0 + 0.0471)
+    assert list(figures.token_routing(small).layout.xaxis3.tickvals) == pytest.approx([0, 0.04])  # two stand apart
     sure = result.assign(entropy=result["entropy"] * 0, margin=result["margin"] * 0)
     assert [figures.token_routing(sure).layout[axis].tickvals for axis in ("xaxis2", "xaxis3")] == [(0,), (0,)]
     assert isinstance(result, xr.Dataset)
