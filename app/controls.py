@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
+from dash import MATCH, ClientsideFunction, Dash, Input, Output, State
 
 from moescope.app.aria import named
-from moescope.app.place import Place, coerced, longest, parse
+from moescope.app.place import Place, coerced, longest
 from moescope.app.scene import Scene
 from moescope.errors import MoescopeError
 
@@ -130,7 +130,7 @@ def wide(names: Sequence[str], least: int = 82) -> int:
 
 
 def register(app: Dash) -> None:
-    """Adds the callbacks: control to place, and place to control."""
+    """Adds the callbacks by which controls show what the place says; what is set in them is `choosing`'s."""
     app.clientside_callback(
         ClientsideFunction("moescope", "setting"),
         Output({"type": "set", "field": MATCH, "default": MATCH}, "value"),
@@ -147,19 +147,6 @@ def register(app: Dash) -> None:
         State({"type": "set", "field": MATCH, "default": MATCH}, "id"),
         State({"type": "set", "field": MATCH, "default": MATCH}, "data"),
     )
-
-    @app.callback(
-        Output("url", "href", allow_duplicate=True),
-        Input({"type": "set", "field": ALL, "default": ALL}, "value"),
-        State("place", "data"),
-        prevent_initial_call=True,
-    )
-    def _chosen(values: Any, place: Any) -> Any:
-        if not ctx.triggered_id or not place or place.get("trouble"):
-            return no_update
-        here = parse(place["href"])[0]
-        there = chosen(here, ctx.triggered_id["field"], ctx.triggered[0]["value"], ctx.triggered_id["default"])
-        return no_update if there.href == here.href else there.href
 
 
 def chosen(here: Place, field: str, value: Any, default: str) -> Place:

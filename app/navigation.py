@@ -9,7 +9,7 @@ import dash_mantine_components as dmc
 from dash import ALL, Dash, Input, Output, State, ctx, no_update, set_props
 
 from moescope.analysis.cards import parsed
-from moescope.app import arriving, book, controls, shell, slicebar
+from moescope.app import arriving, book, choosing, controls, shell, slicebar
 from moescope.app.place import Place, parse
 from moescope.app.scene import Desk
 from moescope.app.steps import stepped
@@ -20,6 +20,7 @@ from moescope.errors import MoescopeError
 def register(app: Dash, desk: Desk) -> None:
     """Adds the callbacks."""
     controls.register(app)
+    choosing.register(app)
     shell.register(app)
     slicebar.register(app, desk)
     arriving.register(app, desk)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, html, no_update
+from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, html
 
 from moescope.analysis.question import Analysis, Parameter
 from moescope.app import options
 from moescope.app.aria import named
-from moescope.app.place import Place, parse
+from moescope.app.place import Place
 from moescope.app.scene import Scene
 
 
@@ -22,7 +22,7 @@ def of(scene: Scene, question: Analysis) -> Any:
 
 
 def register(app: Dash, desk: Any) -> None:
-    """Adds the callbacks: control to place, and place to control."""
+    """Adds the callback by which controls show what the place says; what is set in them is `choosing`'s."""
     any_option = {"type": "option", "of": MATCH, "name": MATCH, "default": MATCH}
     app.clientside_callback(
         ClientsideFunction("moescope_analyses", "option"),
@@ -32,19 +32,6 @@ def register(app: Dash, desk: Any) -> None:
         State(any_option, "value"),
         prevent_initial_call=True,
     )
-
-    @app.callback(
-        Output("url", "href", allow_duplicate=True),
-        Input({"type": "option", "of": ALL, "name": ALL, "default": ALL}, "value"),
-        State("place", "data"),
-        prevent_initial_call=True,
-    )
-    def _chosen(values: Any, place: Any) -> Any:
-        if not ctx.triggered_id or not place or place.get("trouble"):
-            return no_update
-        here = parse(place["href"])[0]
-        there = chosen(here, ctx.triggered_id, ctx.triggered[0]["value"])
-        return no_update if there == here else there.href
 
 
 def chosen(here: Place, control: dict[str, str], value: Any) -> Place:

@@ -43,6 +43,7 @@ def layout(desk: Desk) -> Any:
                 dcc.Location(id="url", refresh="callback-nav"),
                 dcc.Store(id="place"),
                 dcc.Store(id="choices"),
+                dcc.Store(id="chosen"),
                 dcc.Store(id="theme", storage_type="local"),
                 dcc.Store(id="key"),
                 dcc.Store(id="jump"),

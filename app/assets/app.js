@@ -5,6 +5,7 @@ window.dash_clientside = window.dash_clientside || {};
   const same = () => window.dash_clientside.no_update;
   const marked = new Map(); // of each map, the last call that outlines something in it
   const told = new Map(); // what the place last said of each control
+  let set = { from: null, values: new Map() }; // what was set in controls at the place as it is
 
   /* Leads to an address of this app without loading the page again, as its links do; another page begins at its top. */
   function go(href) {
@@ -81,6 +82,14 @@ window.dash_clientside = window.dash_clientside || {};
       if (old && ![null, undefined, ""].includes(now) && String(now) !== id.default) return same();
       if (value === null) return now === null || now === "" ? same() : typeof now === "string" && ["find", "prompt", "recipe", "markers"].includes(id.field) ? "" : null;
       return String(value) === String(now) ? same() : typeof now === "number" ? Number(value) : String(value);
+    },
+    /* What is set in controls counts together until the place has changed. */
+    chosen: function (place) {
+      if (!place || place.trouble) return same();
+      if (set.from !== place.href) set = { from: place.href, values: new Map() };
+      const now = window.dash_clientside.callback_context.triggered.filter(({ prop_id }) => prop_id.startsWith("{"));
+      for (const { prop_id, value } of now) set.values.set(prop_id.slice(0, prop_id.lastIndexOf(".")), value);
+      return now.length ? { from: set.from, values: [...set.values].map(([id, value]) => [JSON.parse(id), value]) } : same();
     },
     /* What there is to choose from, where that changes. */
     choices: function (offered, id, now) {

@@ -101,7 +101,7 @@ def test_generate_takes_what_the_controls_show_though_the_server_has_not_heard_o
     def late(route):
         sent = route.request.post_data_json or {}
         changed = " ".join(sent.get("changedPropIds", []))
-        held.append(route) if '"type":"set"' in changed else route.continue_()
+        held.append(route) if "chosen.data" in changed else route.continue_()
 
     page.route("**/_dash-update-component**", late)
     page.get_by_label("Prompt", exact=True).fill("Once upon a time")

@@ -113,6 +113,33 @@ def test_steps_that_are_answered_late_all_count(visitor):
     visitor.well()
 
 
+def test_controls_set_before_the_first_was_answered_all_count(visitor):
+    page = visitor.go("/store/demo/specialisation").page
+    held = []
+
+    def late(route):
+        changed = " ".join((route.request.post_data_json or {}).get("changedPropIds", []))
+        held.append(route) if "chosen.data" in changed else route.continue_()
+
+    def choose(label: str, value: str) -> None:
+        page.get_by_role("textbox", name=label, exact=True).click()
+        page.get_by_role("option", name=value, exact=True).click()
+
+    page.route("**/_dash-update-component**", late)
+    choose("Layer", "3")
+    visitor.sees(lambda: len(held), 1)
+    choose("Phase", "prefill")
+    visitor.sees(lambda: len(held), 2)
+    page.unroute("**/_dash-update-component**")  # lets them go
+    visitor.sees(lambda: (parse(visitor.href)[0].layer, parse(visitor.href)[0].phase), ("3", "prefill"))
+    # What was set at a place counts no more after it was left.
+    page.go_back()
+    visitor.arrive("/store/demo/specialisation")
+    choose("Phase", "prefill")
+    visitor.arrive("/store/demo/specialisation?phase=prefill")
+    visitor.well()
+
+
 def test_a_shared_address_shows_the_same_in_another_browser(chromium, served):
     first, second = (Visitor(chromium.new_context().new_page(), served) for _ in range(2))
     first.go("/store/demo?layer=3&expert=7")
