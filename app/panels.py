@@ -130,11 +130,8 @@ def plot_config(lasso: bool = False) -> Any:
 
 
 def _graph(view: FigureView, drawn: dict[str, Any] | None) -> Any:
-    return dcc.Graph(
-        id=part("graph", view),
-        config=plot_config(lasso=view.select is not None),
-        **({"style": HIDDEN} if drawn is None else {"figure": drawn, "style": frame_of(drawn)}),
-    )
+    shown: dict[str, Any] = {"style": HIDDEN} if drawn is None else {"figure": drawn, "style": frame_of(drawn)}
+    return dcc.Graph(id=part("graph", view), config=plot_config(lasso=view.select is not None), **shown)
 
 
 def frame_of(figure: dict[str, Any]) -> dict[str, str]:
@@ -143,10 +140,11 @@ def frame_of(figure: dict[str, Any]) -> dict[str, str]:
     return {"display": "block"} | ({"minHeight": f"{height}px"} if height else {})
 
 
-def stop(view: FigureView, figure: dict[str, Any] | None) -> str | None:
+def stop(view: View, figure: dict[str, Any] | None) -> str | None:
     """A panel that scrolls is a stop of the keyboard, so that its keys scroll it; others are none."""
     height = figure["layout"].get("height") if figure else None
-    return "0" if view.tallest is not None and (height or 0) > view.tallest else None
+    tallest = view.tallest if isinstance(view, FigureView) else None
+    return "0" if tallest is not None and (height or 0) > tallest else None
 
 
 def _table(view: TableView) -> Any:
