@@ -15,7 +15,13 @@ from moescope.errors import MoescopeError
 
 
 def select(
-    field: str, label: str, options: Sequence[tuple[str, str]], default: str = "", width: int = 130, **more: Any
+    field: str,
+    label: str,
+    options: Sequence[tuple[str, str]],
+    default: str = "",
+    width: int = 130,
+    many: bool = False,
+    **more: Any,
 ) -> Any:
     """A list to choose from.
 
@@ -25,6 +31,7 @@ def select(
         options: (value, shown text).
         default: what counts when nothing is chosen; with one, the list cannot be cleared.
         width: pixels.
+        many: the options come later, and may be many.
         more: further properties of `dmc.Select`.
     """
     return dmc.Select(
@@ -34,7 +41,8 @@ def select(
         value=default or None,
         clearable=not default,
         allowDeselect=False,
-        searchable=len(options) > 12,
+        searchable=many or len(options) > 12,
+        filter={"function": "firstOptions"},
         size="xs",
         w=width,
         comboboxProps={"shadow": "md"},
@@ -116,7 +124,7 @@ def common(scene: Scene) -> list[Any]:
     if store.labels:
         first = store.labels[0]
         found.append(select("by", "Label", [(name, name) for name in store.labels], first, width=104))
-        found.append(select("label", "Value", [], width=116, placeholder="all"))
+        found.append(select("label", "Value", [], width=116, many=True, placeholder="all"))
     found.append(
         select("phase", "Phase", [("prefill", "prefill"), ("decode", "decode")], width=104, placeholder="both")
     )

@@ -203,7 +203,7 @@ def _with(scene: Scene) -> Any:
 
 
 def _against(scene: Scene) -> Any:
-    return controls.select("against", "Against", [], width=122, placeholder="all others")
+    return controls.select("against", "Against", [], width=122, many=True, placeholder="all others")
 
 
 def _choices(scene: Scene) -> dict[str, list[str]]:

@@ -140,6 +140,21 @@ def test_controls_set_before_the_first_was_answered_all_count(visitor):
     visitor.well()
 
 
+def test_a_very_long_list_shows_its_first_and_says_how_many_more(visitor):
+    page = visitor.go("/").page
+    names = [f"Value {number}" for number in range(1_200)]
+    for typed in ("", " vALUE 1", "value 77", "nowhere"):
+        shown = page.evaluate(
+            """([names, search]) => window.dashMantineFunctions.firstOptions(
+              { options: names.map((label) => ({ value: label, label })), search }).map((one) => one.label)""",
+            [names, typed],
+        )
+        found = [name for name in names if typed.strip().lower() in name.lower()]
+        more = [f"{len(found) - 500} more: type to find"] if len(found) > 500 else []
+        assert shown == found[:500] + more
+    visitor.well()
+
+
 def test_a_shared_address_shows_the_same_in_another_browser(chromium, served):
     first, second = (Visitor(chromium.new_context().new_page(), served) for _ in range(2))
     first.go("/store/demo?layer=3&expert=7")
