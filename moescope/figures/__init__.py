@@ -15,6 +15,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# At once: nnsight gives every object a `save`, this module too, which a name that is loaded on first use comes after.
+from moescope.figures.pages import page, save
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     import xarray as xr
@@ -42,7 +45,6 @@ if TYPE_CHECKING:
     from moescope.figures.maps import expert_map, gate_map, token_map
     from moescope.figures.matching import neuron_matching
     from moescope.figures.outliers import super_experts
-    from moescope.figures.pages import page, save
     from moescope.figures.pathways import paths
     from moescope.figures.placements import placement
     from moescope.figures.preferences import expert_labels
@@ -129,8 +131,6 @@ _HOME = {
     "trace_paths": "traces",
     "trace_positions": "traces",
     "dark": "theme",
-    "page": "pages",
-    "save": "pages",
     "template": "theme",
 }
 
@@ -213,7 +213,7 @@ def draw(result: xr.Dataset) -> go.Figure:
     from moescope.errors import MoescopeError
 
     name = str(result.attrs.get("analysis"))
-    known = [figure for figure, home in _HOME.items() if home not in ("theme", "pages")]
+    known = [figure for figure, home in _HOME.items() if home != "theme"]
     if name not in known:
         raise MoescopeError(f"There is no figure for the result of {name!r}; figures: {', '.join(known)}.")
     return __getattr__(name)(result)

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from moescope import analysis
-from moescope.app import arriving, shell
+from moescope.app import arriving, drawing, shell
 from moescope.app.book import PAGES
 from moescope.app.place import Place, parse
 from moescope.app.views import FigureView
@@ -364,7 +364,9 @@ def test_a_table_is_exported_as_it_is_shown(visitor):
 def test_columns_are_listed_though_the_table_comes_after_the_list_was_opened(visitor):
     held = []
     visitor.page.route("**/dash_ag_grid/async*", lambda route: held.append(route))
-    visitor.page.goto(f"{visitor.base}/store/demo/expert")
+    visitor.page.goto(
+        f"{visitor.base}/store/demo/expert", wait_until="domcontentloaded"
+    )  # what is held is not waited for
     visitor.page.get_by_label("Choose columns of All experts").click()
     visitor.sees(lambda: bool(held), True)
     visitor.page.unroute("**/dash_ag_grid/async*")  # lets them go
@@ -457,7 +459,8 @@ def test_an_app_that_does_not_answer_is_said_and_a_panel_that_waited_meanwhile_c
     assert all("ERR_FAILED" in said or "did not respond" in said for said in visitor.trouble)
 
 
-def test_panels_whose_first_question_is_lost_come_when_the_app_is_there_again(visitor):
+def test_panels_whose_first_question_is_lost_come_when_the_app_is_there_again(visitor, monkeypatch):
+    monkeypatch.setattr(drawing, "_AT_ONCE", 0)  # nothing comes with its page: every panel asks
     lost = []
 
     def away(route):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import torch
 
@@ -272,3 +273,11 @@ def test_what_cannot_be_is_refused() -> None:
         ns.wrap(lm, remote=True)
     with pytest.raises(ms.RefusedError, match="has not loaded its weights"):
         ns.wrap(bundled())
+
+
+def test_a_figure_is_saved_though_nnsight_gives_every_object_a_save(tmp_path: Path) -> None:
+    with NNsight(torch.nn.Linear(2, 2)).trace(torch.ones(1, 2)):
+        pass
+    assert hasattr(object(), "save")
+    ms.figures.save(go.Figure(), tmp_path / "figure.html")
+    assert "plotly" in (tmp_path / "figure.html").read_text()
