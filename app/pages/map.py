@@ -250,7 +250,7 @@ def _alike_choice(scene: Scene) -> Any:
 
 
 def _only_choice(scene: Scene) -> Any:
-    return controls.select("only", "Only", [], width=150, placeholder="all experts")
+    return controls.select("only", "Only", [], width=150, many=True, placeholder="all experts")
 
 
 def _ink_choice(scene: Scene) -> Any:
