@@ -96,14 +96,7 @@ def test_a_checkpoint_in_writing_is_found_again_and_can_be_stopped(visitor, monk
 
 def test_generate_takes_what_the_controls_show_though_the_server_has_not_heard_of_it(visitor):
     page = visitor.go("/store/demo/lab?new=9&recipe=L2E5*64").page
-    held = []
-
-    def late(route):
-        sent = route.request.post_data_json or {}
-        changed = " ".join(sent.get("changedPropIds", []))
-        held.append(route) if "chosen.data" in changed else route.continue_()
-
-    page.route("**/_dash-update-component**", late)
+    held = visitor.holds("chosen.data")
     page.get_by_label("Prompt", exact=True).fill("Once upon a time")
     page.get_by_label("Tokens at most").fill("3")
     page.get_by_label("As text").fill("L4E1!mask")

@@ -96,41 +96,30 @@ def test_keys_walk_through_experts_and_layers(visitor):
 
 def test_steps_that_are_answered_late_all_count(visitor):
     page = visitor.go("/store/demo/L2/E9").page
-    held = []
-
-    def late(route):
-        changed = " ".join((route.request.post_data_json or {}).get("changedPropIds", []))
-        held.append(route) if "key.data" in changed else route.continue_()
-
-    page.route("**/_dash-update-component**", late)
+    held = visitor.holds("key.data")
     page.keyboard.press("j")
     visitor.sees(lambda: bool(held), True)
     page.wait_for_timeout(3_500)
     page.keyboard.press("Shift+J")
     visitor.sees(lambda: len(held), 2)
-    page.unroute("**/_dash-update-component**")  # lets them go
+    visitor.lets_go()
     visitor.arrive("/store/demo/L3/E10")
     visitor.well()
 
 
 def test_controls_set_before_the_first_was_answered_all_count(visitor):
     page = visitor.go("/store/demo/specialisation").page
-    held = []
-
-    def late(route):
-        changed = " ".join((route.request.post_data_json or {}).get("changedPropIds", []))
-        held.append(route) if "chosen.data" in changed else route.continue_()
+    held = visitor.holds("chosen.data")
 
     def choose(label: str, value: str) -> None:
         page.get_by_role("textbox", name=label, exact=True).click()
         page.get_by_role("option", name=value, exact=True).click()
 
-    page.route("**/_dash-update-component**", late)
     choose("Layer", "3")
     visitor.sees(lambda: len(held), 1)
     choose("Phase", "prefill")
     visitor.sees(lambda: len(held), 2)
-    page.unroute("**/_dash-update-component**")  # lets them go
+    visitor.lets_go()
     visitor.sees(lambda: (parse(visitor.href)[0].layer, parse(visitor.href)[0].phase), ("3", "prefill"))
     # What was set at a place counts no more after it was left.
     page.go_back()

@@ -94,6 +94,21 @@ class Visitor:
             found, waited = read(), waited + 0.1
         assert found == wanted
 
+    def holds(self, prop: str) -> list[Any]:
+        """The questions that a change of this property asks, from now on held back; `lets_go` answers them."""
+        held: list[Any] = []
+
+        def late(route: Any) -> None:
+            changed = " ".join((route.request.post_data_json or {}).get("changedPropIds", []))
+            held.append(route) if prop in changed else route.continue_()
+
+        self.page.route("**/_dash-update-component**", late)
+        return held
+
+    def lets_go(self) -> None:
+        """Ends what `holds` began."""
+        self.page.unroute("**/_dash-update-component**")
+
     @property
     def href(self) -> str:
         """The address without scheme and host."""
