@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from moescope.errors import MoescopeError
-from moescope.figures.axes import align_titles, layer_axis, layer_names
+from moescope.figures.axes import layer_axis, layer_names
 from moescope.figures.marks import chance_ticks
-from moescope.figures.theme import BLUE, row_height, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, row_height
 
 READ = (
     "Left: how many equally busy experts would be as mixed as this layer, as a share of those it has; 100 % is perfect "
@@ -34,12 +34,11 @@ def balance(result: xr.Dataset) -> go.Figure:
     if "label" in result["max_vio"].dims:
         raise MoescopeError("Choose one label whose balance to draw: `result.sel(label=…)`.")
     names, width = layer_names(result), result["n_experts"].values
-    figure = make_subplots(
-        rows=1,
+    sheet = Sheet(
+        ["effective experts, of those it has", "busiest expert, × fair share"],
         cols=2,
         shared_yaxes=True,
         horizontal_spacing=0.04,
-        subplot_titles=["effective experts, of those it has", "busiest expert, × fair share"],
     )
     details = np.stack(
         [result[name].values for name in ("effective_experts", "entropy", "gini", "cv", "dead")], axis=-1
@@ -63,16 +62,14 @@ def balance(result: xr.Dataset) -> go.Figure:
             "%{customdata[5]:.0f} (entropy %{customdata[1]:.2f} nats)<br>Gini %{customdata[2]:.2f}, coefficient of "
             "variation %{customdata[3]:.2f}<br>never selected: %{customdata[4]:.0f}<extra></extra>",
         )
-        figure.add_trace(bar, row=1, col=column)
-        figure.add_trace(chance_ticks(chance, names, f"layer %{{y}}<br>{told}"), row=1, col=column)
-        figure.update_yaxes(layer_axis(result, **({} if column == 1 else {"title": {"text": ""}})), row=1, col=column)
-    figure.update_xaxes(rangemode="tozero", nticks=6)
-    figure.update_xaxes(tickformat=".0%", range=[0, 1.02], row=1, col=1)
-    figure.update_layout(
-        template=template("light"),
+        sheet.add_trace(bar, row=1, col=column)
+        sheet.add_trace(chance_ticks(chance, names, f"layer %{{y}}<br>{told}"), row=1, col=column)
+        sheet.update_yaxes(layer_axis(result, **({} if column == 1 else {"title": {"text": ""}})), row=1, col=column)
+    sheet.update_xaxes(rangemode="tozero", nticks=6)
+    sheet.update_xaxes(tickformat=".0%", range=[0, 1.02], row=1, col=1)
+    sheet.update_layout(
         height=110 + row_height(result.sizes["layer"]) * result.sizes["layer"],
         showlegend=False,
         bargap=0.35,
     )
-    align_titles(figure, 2)
-    return figure
+    return sheet.figure()

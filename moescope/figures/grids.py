@@ -13,8 +13,9 @@ import xarray as xr
 from moescope.errors import MoescopeError
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
 from moescope.figures.pale import untested
+from moescope.figures.sheets import Sheet
 from moescope.figures.specialisation import standing
-from moescope.figures.theme import GREY, colour_bar, plain, row_height, shortened, signed_shares, template
+from moescope.figures.theme import GREY, colour_bar, plain, row_height, shortened, signed_shares
 
 LEVEL = 0.05
 """False discovery rate at which a preference is drawn as one, as in the atlas."""
@@ -145,14 +146,14 @@ def layer_expert_grid(
     height = row_height(result.sizes["layer"]) * result.sizes["layer"]
     shown, axis = _coloured(cells, measure, _neutral(result, value, measure))
     names, ids = layer_names(result), _ids(result)
-    figure = go.Figure()
+    sheet = Sheet()
     said = np.full(cells.shape, "", dtype=object)
     for row, expert in zip(*np.nonzero(np.isfinite(cells)), strict=True):
         said[row, expert] = f"<b>{measure.said.format(cells[row, expert])}</b>{words[row, expert]}"
         if measure.scale == "layer":
             said[row, expert] += f"<br>{_against(result, value, row, expert)}"
     place = {"x": result["expert"].values, "y": names, "xgap": 1, "ygap": 1}
-    figure.add_trace(
+    sheet.add_trace(
         go.Heatmap(
             z=shown,
             coloraxis="coloraxis",
@@ -164,22 +165,22 @@ def layer_expert_grid(
             **place,
         )
     )
-    figure.add_trace(absent(exists, names))
-    figure.add_trace(_flat(exists & ~np.isfinite(shown), ids, measure.empty, "rgba(139,145,154,0.04)", place))
-    figure.add_trace(_crosses(result, exists & ~np.isfinite(shown), names, ids, measure.empty))
-    figure.update_xaxes(expert_axis(result))
-    figure.update_yaxes(layer_axis(result))
+    sheet.add_trace(absent(exists, names))
+    sheet.add_trace(_flat(exists & ~np.isfinite(shown), ids, measure.empty, "rgba(139,145,154,0.04)", place))
+    sheet.add_trace(_crosses(result, exists & ~np.isfinite(shown), names, ids, measure.empty))
+    sheet.update_xaxes(expert_axis(result))
+    sheet.update_yaxes(layer_axis(result))
     axis["colorbar"] |= colour_bar(height)
-    figure.update_layout(template=template("light"), height=110 + height, coloraxis=axis, showlegend=False, margin_t=24)
+    sheet.update_layout(height=110 + height, coloraxis=axis, showlegend=False, margin={"t": 24})
     if not exists.all():
         place = {"xref": "paper", "yref": "paper", "x": 1, "y": 1, "xanchor": "right", "yanchor": "bottom"}
-        figure.add_annotation(text="hatched: no such expert", font={"size": 11}, **place)
+        sheet.add_annotation(text="hatched: no such expert", font={"size": 11}, **place)
     if not_tested:
         place = {"xref": "paper", "yref": "paper", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
-        figure.add_annotation(text="not tested, so no label is named", font={"size": 11}, **place)
+        sheet.add_annotation(text="not tested, so no label is named", font={"size": 11}, **place)
     if chosen is not None:
-        _mark(figure, result, chosen)
-    return figure
+        _mark(sheet, result, chosen)
+    return sheet.figure()
 
 
 def _cells(result: xr.Dataset, value: str) -> tuple[np.ndarray, np.ndarray]:
@@ -323,7 +324,7 @@ def _crosses(result: xr.Dataset, where: np.ndarray, names: list[str], ids: np.nd
     )
 
 
-def _mark(figure: go.Figure, result: xr.Dataset, chosen: tuple[str | int, int]) -> None:
+def _mark(sheet: Sheet, result: xr.Dataset, chosen: tuple[str | int, int]) -> None:
     where, expert = chosen
     sites, layers = [str(site) for site in result["site"].values], result["layer"].values.tolist()
     rows = [row for row in range(len(sites)) if where in (sites[row], layers[row])]
@@ -333,7 +334,7 @@ def _mark(figure: go.Figure, result: xr.Dataset, chosen: tuple[str | int, int]) 
         edge = {"x0": expert - 0.5, "x1": expert + 0.5, "y0": row - 0.5, "y1": row + 0.5}
         # Light under dark: seen on every colour of either mode.
         for width, colour in ((5, "#ffffff"), (2, "#14171b")):
-            figure.add_shape(type="rect", line={"color": colour, "width": width}, name="chosen", **edge)
+            sheet.add_shape(type="rect", line={"color": colour, "width": width}, name="chosen", **edge)
 
 
 def margins(result: xr.Dataset) -> go.Figure:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from moescope.figures.axes import align_titles, layer_axis, layer_names
+from moescope.figures.axes import layer_axis, layer_names
 from moescope.figures.pale import untested
-from moescope.figures.theme import BLUE, GREY, ORANGE, plain, row_height, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, ORANGE, plain, row_height
 
 READ = (
     "Left: the share of a token's occurrences that its favourite expert takes, for all tokens of a layer: the box "
@@ -36,33 +36,31 @@ def vocabulary_specialisation(result: xr.Dataset, strongest: int = 20) -> go.Fig
     tokens = int(result["tokens"].max())
     layers = layer_names(result)
     height = int(max(row_height(len(layers)) * len(layers) * 1.2, 19 * strongest) + 130)
-    figure = make_subplots(
-        cols=2,
-        column_widths=[0.55, 0.45],
-        horizontal_spacing=0.25 if by_label else 0.17,
-        subplot_titles=[
+    sheet = Sheet(
+        [
             "<b>Share of the favourite expert</b><br><span style='font-size:11px'>"
             f"{tokens:,} tokens of at least {result.attrs['least']} occurrences</span>",
             f"<b>Settled most{_beyond(result, strongest)}</b><br>"
             "<span style='font-size:11px'>layer, token, favourite expert</span>",
         ],
+        cols=2,
+        column_widths=[0.55, 0.45],
+        horizontal_spacing=0.25 if by_label else 0.17,
     )
     for trace in _lines(result, layers) if by_label else _boxes(result, layers):
-        figure.add_trace(trace, row=1, col=1)
+        sheet.add_trace(trace, row=1, col=1)
     for trace in _tokens(result, layers, strongest):
-        figure.add_trace(trace, row=1, col=2)
-    figure.update_yaxes(layer_axis(result), row=1, col=1)
-    figure.update_xaxes(range=[0, 1.02], tickformat=".0%", title_text="share of occurrences")
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticklabelstandoff=4, row=1, col=2)
-    figure.update_layout(
-        template=template("light"),
+        sheet.add_trace(trace, row=1, col=2)
+    sheet.update_yaxes(layer_axis(result), row=1, col=1)
+    sheet.update_xaxes(range=[0, 1.02], tickformat=".0%", title={"text": "share of occurrences"})
+    sheet.update_yaxes(type="category", autorange="reversed", showgrid=False, ticklabelstandoff=4, row=1, col=2)
+    sheet.update_layout(
         height=height,
         margin={"t": 70, "b": 90},
         barmode="overlay",
         legend={"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
     )
-    align_titles(figure, 2)
-    return figure
+    return sheet.figure()
 
 
 def _listed(result: xr.Dataset, strongest: int) -> tuple[np.ndarray, ...]:
