@@ -224,7 +224,7 @@ def sent(view: FigureView, scene: Scene, figure: go.Figure, key: Any = None) -> 
     """A figure as the browser gets it; what belongs to the page is written into its layout without checking it anew.
 
     Zooming survives until `key`, what it shows, changes. What points carry goes as lists, not as packed numbers, or a
-    click would not report it.
+    click would not report it; so do words, or the whole figure would be searched for what JSON does not know.
     """
     parts = figure.to_plotly_json()
     layout = parts["layout"]
@@ -235,6 +235,8 @@ def sent(view: FigureView, scene: Scene, figure: go.Figure, key: Any = None) -> 
         layout["meta"] = {view.marks: scene.layers, "axes": list(dict.fromkeys(maps))}
     for trace, part in zip(traces, parts["data"], strict=True):
         if isinstance(trace.customdata, np.ndarray):
-            numbers = trace.customdata.dtype.kind in "biuf"
-            part["customdata"] = trace.customdata if numbers else trace.customdata.tolist()
+            part["customdata"] = trace.customdata
+        for name, values in part.items():
+            if isinstance(values, np.ndarray) and values.dtype.kind not in "biuf":
+                part[name] = values.tolist()
     return parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +30,7 @@ _SEQUENTIAL = {
 }
 
 
+@cache
 def template(mode: Mode = "light") -> go.layout.Template:
     """The shared plotly template; paper and plot are transparent, so that a figure sits on its page.
 
