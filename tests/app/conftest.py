@@ -13,6 +13,8 @@ import pytest
 from tests.analysis.made_stores import random_truth, write
 from tests.app.visiting import BROWSER, Visitor
 
+LAUNCH = {"executable_path": BROWSER, "args": ["--no-sandbox", "--disable-gpu"]}
+SIZE = {"width": 1280, "height": 800}
 collect_documents = 16  # of each domain: enough for every panel to have something to say, captured in seconds
 
 
@@ -68,20 +70,40 @@ def served(shelf):
 
 
 @pytest.fixture(scope="session")
-def chromium():
-    """A browser; tests skip without one."""
+def player():
+    """What drives browsers; tests skip without one."""
     if BROWSER is None:
         pytest.skip("no Chromium here: the app is not seen in a browser")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
+        yield player
+
+
+@pytest.fixture(scope="session")
+def chromium(player):
+    """A browser that keeps nothing: each of its contexts is somebody else's."""
+    browser = player.chromium.launch(**LAUNCH)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="session")
+def profile(player, tmp_path_factory):
+    """A browser as a person has it: it has been here before, and keeps the page's scripts compiled."""
+    folder = tmp_path_factory.mktemp("profile")
+    context = player.chromium.launch_persistent_context(folder, viewport=SIZE, color_scheme="light", **LAUNCH)
+    yield context
+    context.close()
 
 
 @pytest.fixture
-def visitor(chromium, served):
-    """One tab at 1280 x 800 in the light theme."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
-    yield Visitor(context.new_page(), served)
-    context.close()
+def visitor(profile, served):
+    """One tab at 1280 x 800 in the light theme, of a person who has chosen nothing yet."""
+    yield Visitor(profile.new_page(), served)
+    blank = profile.pages[0]
+    for page in profile.pages[1:]:
+        page.close()
+    profile.clear_permissions()
+    session = profile.new_cdp_session(blank)
+    session.send("Storage.clearDataForOrigin", {"origin": served, "storageTypes": "cookies,local_storage"})
+    session.detach()

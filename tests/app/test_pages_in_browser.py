@@ -10,7 +10,6 @@ import pytest
 from moescope.app import drawing
 from moescope.app.book import PAGES
 from moescope.app.place import Place
-from tests.app.visiting import Visitor
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 
@@ -27,22 +26,19 @@ _PLACES = {
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page(chromium, served, name, theme):
-    context = chromium.new_context(viewport={"width": 1280, "height": 800}, color_scheme=theme)
-    try:
-        visitor = Visitor(context.new_page(), served).go(_PLACES[name].href)
-        visitor.shot(f"{name}-{theme}-1280")
-        assert not visitor.overflow()
-        assert visitor.page.locator(".page-title > :last-child").bounding_box()["height"] < 30  # one line
-        assert visitor.buttons() <= _BUTTONS  # and none that sends a figure anywhere
-        found = axe.Axe().run(visitor.page, options=_RULES)
-        assert found.violations_count == 0, found.generate_report()
-        visitor.page.set_viewport_size({"width": 1920, "height": 1080})
-        visitor.settle().shot(f"{name}-{theme}-1920")
-        assert not visitor.overflow()
-        visitor.well()
-    finally:
-        context.close()
+def test_a_page(visitor, name, theme):
+    visitor.page.emulate_media(color_scheme=theme)
+    visitor.go(_PLACES[name].href)
+    visitor.shot(f"{name}-{theme}-1280")
+    assert not visitor.overflow()
+    assert visitor.page.locator(".page-title > :last-child").bounding_box()["height"] < 30  # one line
+    assert visitor.buttons() <= _BUTTONS  # and none that sends a figure anywhere
+    found = axe.Axe().run(visitor.page, options=_RULES)
+    assert found.violations_count == 0, found.generate_report()
+    visitor.page.set_viewport_size({"width": 1920, "height": 1080})
+    visitor.settle().shot(f"{name}-{theme}-1920")
+    assert not visitor.overflow()
+    visitor.well()
 
 
 def test_the_shelf(visitor):

@@ -144,8 +144,8 @@ def test_a_very_long_list_shows_its_first_and_says_how_many_more(visitor):
     visitor.well()
 
 
-def test_a_shared_address_shows_the_same_in_another_browser(chromium, served):
-    first, second = (Visitor(chromium.new_context().new_page(), served) for _ in range(2))
+def test_a_shared_address_shows_the_same_in_another_browser(visitor, chromium, served):
+    first, second = visitor, Visitor(chromium.new_context().new_page(), served)
     first.go("/store/demo?layer=3&expert=7")
     _click_cell(first, 2.5 / 16, 1.5 / 6)
     first.page.mouse.move(2, 700)
@@ -153,9 +153,9 @@ def test_a_shared_address_shows_the_same_in_another_browser(chromium, served):
     second.go(first.href)
     second.sees(second.page.get_by_label("Expert", exact=True).first.input_value, "2")
     second.sees(lambda: second.page.inner_text("#page"), first.page.inner_text("#page"))
-    for visitor in (first, second):
-        visitor.well()
-        visitor.page.context.close()
+    first.well()
+    second.well()
+    second.page.context.close()
 
 
 def test_the_theme_is_switched_and_remembered(visitor):
@@ -264,9 +264,9 @@ def test_a_store_deleted_and_one_written_while_they_are_viewed(visitor, shelf):
         shutil.rmtree(shelf / "passing", ignore_errors=True)
 
 
-def test_ten_browsers_at_once_see_the_same(chromium, served):
-    contexts = [chromium.new_context(viewport={"width": 1280, "height": 800}) for _ in range(10)]
-    visitors = [Visitor(context.new_page(), served) for context in contexts]
+def test_ten_browsers_at_once_see_the_same(visitor, served):
+    # Ten tabs: to the app each is a browser of its own.
+    visitors = [visitor, *(Visitor(visitor.page.context.new_page(), served) for _ in range(9))]
     for number, visitor in enumerate(visitors):
         visitor.page.goto(f"{served}/store/demo?layer={number % 6}&expert={number}")
     texts = set()
@@ -274,8 +274,6 @@ def test_ten_browsers_at_once_see_the_same(chromium, served):
         visitor.settle().well()
         texts.add(visitor.page.evaluate("() => document.querySelectorAll('.js-plotly-plot').length"))
     assert len(texts) == 1
-    for context in contexts:
-        context.close()
 
 
 def test_ten_askers_at_once_get_the_same_file(served):
