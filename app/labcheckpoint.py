@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, cast
 
@@ -160,7 +161,7 @@ def _wanted(desk: Desk, here: Place, name: str) -> tuple[Choice, Recipe, Path]:
 
 def report(done: Any) -> str:
     """What was written and how exactly it holds the edits, from the writing's own proof."""
-    said = f"{done.path.name} is written: {_what(done)}. "
+    said = f"{done.path.name} is written: {done.difference}. "
     proof = done.proof
     if proof is None:
         return said + "It was not compared with the live edits."
@@ -178,20 +179,19 @@ def report(done: Any) -> str:
     )
 
 
-def _what(done: Any) -> str:
-    """What of a written checkpoint is not as in its source."""
-    if done.settings:
-        return f"its configuration says {', '.join(f'{name} = {value}' for name, value in done.settings.items())}"
-    if done.pruned:
-        gone = len(next(iter(done.pruned.values())))
-        return f"every MoE layer has {gone} expert{'s' * (gone > 1)} fewer than in the source"
-    parts = "1 tensor part differs" if len(done.changes) == 1 else f"{len(done.changes)} tensor parts differ"
-    return f"{parts} from the source"
+def onward(done: Any) -> str:
+    """How a written checkpoint gets a store of its own, to be compared with its source's."""
+    name = shlex.quote(done.path.name)
+    return (
+        "What it does to texts: run `moescope capture --data TEXTS "
+        f"--model {name} --out {name}-store` in the folder of this app, with the texts of the source's store, and "
+        "choose the new store on Compare."
+    )
 
 
 def _told(desk: Desk, job: Job) -> Any:
     if job.state == "done":
-        return note(report(job.result))
+        return [note(report(job.result)), html.P(worded(onward(job.result)), className="dim")]
     if job.state == "failed":
         here = " The box above is that option here." if "--approximate" in job.error else ""
         return note(f"{desk.shelf.without_root(job.error)}{here}", trouble=True)

@@ -199,14 +199,7 @@ def apply(
                            "pruned": done.pruned, "settings": done.settings, "exact": done.exact,
                            "proof": proof})  # fmt: skip
         return
-    if done.settings:
-        said = ", ".join(f"{name} = {value}" for name, value in done.settings.items())
-        screen.say(f"{done.path} is written: its configuration says {said}")
-    elif done.pruned:
-        gone = len(next(iter(done.pruned.values())))
-        screen.say(f"{done.path} is written: every MoE layer has {gone} experts fewer than in {source}")
-    else:
-        screen.say(f"{done.path} is written: {len(done.changes)} tensor parts differ from {source}")
+    screen.say(f"{done.path} is written: {done.difference}")
     if not done.exact and done.proof is not None:
         inexact = [change for change in done.changes if not change.exact]
         screen.say(

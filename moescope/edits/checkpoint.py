@@ -53,6 +53,17 @@ class Written:
         """Whether the checkpoint holds all edits exactly."""
         return all(change.exact for change in self.changes)
 
+    @property
+    def difference(self) -> str:
+        """What is not as in the source, in words."""
+        if self.settings:
+            return f"its configuration says {', '.join(f'{name} = {value}' for name, value in self.settings.items())}"
+        if self.pruned:
+            gone = len(next(iter(self.pruned.values())))
+            return f"every MoE layer has {gone} expert{'s' * (gone > 1)} fewer than in the source"
+        count = len(self.changes)
+        return f"{count} tensor part{'s differ' if count > 1 else ' differs'} from the source"
+
 
 def plan(recipe: Recipe, source: str | Path, *, approximate: bool = False) -> list[Change]:
     """Which tensors a recipe changes in a checkpoint; reads its configuration and headers only.

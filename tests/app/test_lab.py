@@ -504,6 +504,7 @@ def test_a_checkpoint_is_written_proven_and_never_overwritten(desk, model, folde
     done = _done(labcheckpoint.begun(desk, here, "edited", False))
     assert done.path == folder / "edited"
     assert "It holds the edits exactly" in labcheckpoint.report(done)
+    assert "--model edited --out edited-store`" in labcheckpoint.onward(done)
     assert bytes_of(source) == before
     assert Recipe.load(folder / "edited" / "recipe.yaml").edits == [Scale(layer=2, expert=5, factor=64.0)]
     written = bytes_of(folder / "edited")
