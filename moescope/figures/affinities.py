@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from moescope.analysis.labelled import layer_name
 from moescope.errors import MoescopeError
-from moescope.figures.axes import align_titles
 from moescope.figures.lift_maps import SIDE, chosen_maps, lift_maps, lift_reach, say, square
 from moescope.figures.marks import chance_ticks
 from moescope.figures.menus import menu
 from moescope.figures.pale import details, untested
+from moescope.figures.sheets import Sheet
 from moescope.figures.theme import BLUE, colour_bar, template
 
 READ = (
@@ -66,12 +65,11 @@ def affinity(result: xr.Dataset, level: float = 0.05, pairs: Sequence[str] | Non
         return mutual_information(result)
     known = [str(name) for name in result["pair"].values]
     chosen = chosen_maps(known, pairs, result["mi_corrected"].values, result["lift"][0].size, "pair of layers")
-    figure = make_subplots(
-        rows=1,
+    sheet = Sheet(
+        ["lift of each transition", "information beyond chance (nats)"],
         cols=2,
         column_widths=[0.62, 0.38],
         horizontal_spacing=0.16,
-        subplot_titles=["lift of each transition", "information beyond chance (nats)"],
     )
     groups, reach = [], lift_reach(result["lift"].values)
     for place, index in enumerate(chosen):
@@ -80,23 +78,20 @@ def affinity(result: xr.Dataset, level: float = 0.05, pairs: Sequence[str] | Non
         groups.append(len(traces))
         for trace in traces:
             trace.visible = place == 0
-            figure.add_trace(trace, row=1, col=1)
+            sheet.add_trace(trace, row=1, col=1)
     fixed = _information(result)
     for trace in fixed:
-        figure.add_trace(trace, row=1, col=2)
-    square(
-        figure, result.sizes["target_expert"], result.sizes["source_expert"], "target expert", "source expert", reach
-    )
-    _information_axes(figure, result, "2")
+        sheet.add_trace(trace, row=1, col=2)
+    square(sheet, result.sizes["target_expert"], result.sizes["source_expert"], "target expert", "source expert", reach)
+    _information_axes(sheet, result, 2)
     labels = [_pair_names(result)[index] for index in chosen]
     if len(chosen) > 1:
-        figure.update_layout(updatemenus=[menu(labels, groups, len(fixed))], margin_t=92)
-    align_titles(figure, 2)
+        sheet.update_layout(updatemenus=[menu(labels, groups, len(fixed))], margin={"t": 92})
     if remark := _remark(result):
-        say(figure, remark)
+        say(sheet, remark)
     if len(chosen) < len(known) and pairs is None:
-        say(figure, f"maps of {len(chosen)} of {len(known)} pairs; name others with pairs=")
-    return figure
+        say(sheet, f"maps of {len(chosen)} of {len(known)} pairs; name others with pairs=")
+    return sheet.figure()
 
 
 def affinity_map(result: xr.Dataset, pair: str | None = None, level: float = 0.05) -> go.Figure:
@@ -119,17 +114,17 @@ def affinity_map(result: xr.Dataset, pair: str | None = None, level: float = 0.0
     part = result.isel(pair=index)
     sizes = [int(part["exists"].any(dim).sum()) for dim in ("source_expert", "target_expert")]
     part = part.isel(source_expert=slice(sizes[1]), target_expert=slice(sizes[0]))
-    figure, reach = make_subplots(rows=1, cols=1), lift_reach(part["lift"].values)
+    sheet, reach = Sheet(), lift_reach(part["lift"].values)
     for trace in lift_maps(part, _DETAILS, _between(part), _hover(result), level, reach):
-        figure.add_trace(trace)
+        sheet.add_trace(trace)
     source, target = _ends(part)[0]
-    square(figure, sizes[0], sizes[1], f"other expert, of layer {target}", f"expert of layer {source}", reach)
-    figure.update_xaxes(title_text=f"expert of layer {target}")
-    figure.update_layout(margin_t=24)
+    square(sheet, sizes[0], sizes[1], f"other expert, of layer {target}", f"expert of layer {source}", reach)
+    sheet.update_xaxes(title={"text": f"expert of layer {target}"})
+    sheet.update_layout(margin={"t": 24})
     if remark := _remark(result):
-        say(figure, remark)
-        figure.update_layout(margin_t=56)
-    return figure
+        say(sheet, remark)
+        sheet.update_layout(margin={"t": 56})
+    return sheet.figure()
 
 
 def mutual_information(result: xr.Dataset) -> go.Figure:
@@ -138,12 +133,12 @@ def mutual_information(result: xr.Dataset) -> go.Figure:
     Args:
         result: from `analysis.affinity`.
     """
-    figure = make_subplots(rows=1, cols=1)
+    sheet = Sheet()
     for trace in _information(result):
-        figure.add_trace(trace)
-    figure.update_layout(template=template("light"), showlegend=False, height=SIDE + 110)
-    _information_axes(figure, result, "")
-    return figure
+        sheet.add_trace(trace)
+    sheet.update_layout(showlegend=False, height=SIDE + 110)
+    _information_axes(sheet, result, 1)
+    return sheet.figure()
 
 
 def _hover(result: xr.Dataset) -> str:
@@ -228,14 +223,12 @@ def _matrix(result: xr.Dataset, shown: np.ndarray, facts: np.ndarray, about: str
     )
 
 
-def _information_axes(figure: go.Figure, result: xr.Dataset, number: str) -> None:
+def _information_axes(sheet: Sheet, result: xr.Dataset, column: int) -> None:
     names = _pair_names(result)
-    x, y = f"xaxis{number}", f"yaxis{number}"
     if not _is_chain(result):
-        figure.update_layout(
-            {x: {"title": {"text": "target layer"}, "type": "category", "showgrid": False}}
-            | {y: {"title": {"text": "source layer"}, "type": "category", "autorange": "reversed", "showgrid": False}}
-        )
+        layers = {"type": "category", "showgrid": False}
+        sheet.update_xaxes(layers, title={"text": "target layer"}, col=column)
+        sheet.update_yaxes(layers, title={"text": "source layer"}, autorange="reversed", col=column)
         return
     step = max(1, -(-len(names) // 26))
     places = {
@@ -247,7 +240,9 @@ def _information_axes(figure: go.Figure, result: xr.Dataset, number: str) -> Non
         "showgrid": False,
         "title": {"text": "layers"},
     }
-    figure.update_layout({x: {"title": {"text": "nats"}, "rangemode": "tozero"}, y: places, "bargap": 0.35})
+    sheet.update_xaxes(title={"text": "nats"}, rangemode="tozero", col=column)
+    sheet.update_yaxes(places, col=column)
+    sheet.update_layout(bargap=0.35)
 
 
 def _is_chain(result: xr.Dataset) -> bool:

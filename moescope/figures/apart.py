@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
+from moescope.figures.axes import expert_axis, layer_axis, layer_names
 from moescope.figures.marks import chance_ticks
 from moescope.figures.menus import menu
-from moescope.figures.theme import BLUE, colour_bar, plain, row_height, signed_shares, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, colour_bar, plain, row_height, signed_shares
 
 READ = (
     "Left: orange, the expert has more of its layer's selections under the edits, blue less, over the prompt and one "
@@ -34,13 +34,12 @@ def answers_apart(result: xr.Dataset) -> go.Figure:
     """
     names = [str(name) for name in result["answer"].values]
     rows = max(row_height(result.sizes["layer"]) * result.sizes["layer"], 90)
-    figure = make_subplots(
-        rows=1,
+    sheet = Sheet(
+        ["change of load", "selections changed"],
         cols=2,
         column_widths=[0.72, 0.28],
         horizontal_spacing=0.06,
         shared_yaxes=True,
-        subplot_titles=["change of load", "selections changed"],
     )
     reach = max(float(np.nanmax(np.abs(result["share_change"].values), initial=0.0)), 0.005)
     groups = []
@@ -49,14 +48,13 @@ def answers_apart(result: xr.Dataset) -> go.Figure:
         groups.append(len(traces))
         for trace, column in traces:
             trace.visible = index == 0
-            figure.add_trace(trace, row=1, col=column)
-    figure.update_xaxes(tickformat=".0%", rangemode="tozero", nticks=5, row=1, col=2)
-    figure.update_xaxes(expert_axis(result, most=32), row=1, col=1)
-    figure.update_yaxes(layer_axis(result, title={"text": ""}))
-    figure.update_yaxes(title_text="layer", row=1, col=1)
-    figure.update_yaxes(ticks="", row=1, col=2)
-    figure.update_layout(
-        template=template("light"),
+            sheet.add_trace(trace, row=1, col=column)
+    sheet.update_xaxes(tickformat=".0%", rangemode="tozero", nticks=5, row=1, col=2)
+    sheet.update_xaxes(expert_axis(result, most=32), row=1, col=1)
+    sheet.update_yaxes(layer_axis(result, title={"text": ""}))
+    sheet.update_yaxes(title={"text": "layer"}, row=1, col=1)
+    sheet.update_yaxes(ticks="", row=1, col=2)
+    sheet.update_layout(
         height=rows + 150,
         showlegend=False,
         bargap=0.35,
@@ -70,9 +68,8 @@ def answers_apart(result: xr.Dataset) -> go.Figure:
     )
     if len(names) > 1:
         shown = [f"text: {plain(name)}" for name in names]
-        figure.update_layout(updatemenus=[menu(shown, groups, 0)], margin_t=92)
-    align_titles(figure, 2)
-    return figure
+        sheet.update_layout(updatemenus=[menu(shown, groups, 0)], margin={"t": 92})
+    return sheet.figure()
 
 
 def _traces(part: xr.Dataset) -> list[tuple[go.Bar | go.Scatter | go.Heatmap, int]]:

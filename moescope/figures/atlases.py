@@ -10,6 +10,7 @@ import xarray as xr
 
 from moescope.analysis.labelled import expert_name
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
+from moescope.figures.sheets import Sheet
 from moescope.figures.theme import colour_bar, plain, row_height, template
 
 READ = (
@@ -42,10 +43,10 @@ def atlas(result: xr.Dataset) -> go.Figure:
     height = row_height(result.sizes["layer"]) * result.sizes["layer"]
     layout: Any = template().layout
     scale = layout.colorscale.sequential
-    figure = go.Figure()
+    sheet = Sheet()
     words = _words(result)
     for index, name in enumerate(measures):
-        figure.add_trace(
+        sheet.add_trace(
             go.Heatmap(
                 z=result[name].values,
                 x=result["expert"].values,
@@ -68,9 +69,9 @@ def atlas(result: xr.Dataset) -> go.Figure:
                 "%{customdata}<extra></extra>",
             )
         )
-    figure.update_xaxes(expert_axis(result))
-    figure.update_yaxes(layer_axis(result))
-    figure.update_layout(template=template("light"), height=150 + height, margin_t=84)
+    sheet.update_xaxes(expert_axis(result))
+    sheet.update_yaxes(layer_axis(result))
+    sheet.update_layout(height=150 + height, margin={"t": 84})
     if len(measures) > 1:
         buttons = [
             {
@@ -81,8 +82,8 @@ def atlas(result: xr.Dataset) -> go.Figure:
             for name in measures
         ]
         menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 12}}
-        figure.update_layout(updatemenus=[menu])
-    return figure
+        sheet.update_layout(updatemenus=[menu])
+    return sheet.figure()
 
 
 def _words(result: xr.Dataset) -> np.ndarray:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
 from moescope.figures.pale import PALE, beyond
+from moescope.figures.sheets import Sheet
 from moescope.figures.theme import GREY, ORANGE, colour_bar, plain, row_height, template
 
 READ = (
@@ -31,18 +31,16 @@ def attribution(result: xr.Dataset) -> go.Figure:
     """
     both = bool(np.isfinite(result["contrast"].values).any())
     titles = [plain(f"attribution of {result.attrs.get('label', 'the set')}"), "beyond the other texts"][: 1 + both]
-    figure = make_subplots(
-        rows=1, cols=1 + both, shared_yaxes=True, horizontal_spacing=0.16, subplot_titles=titles,
-    )  # fmt: skip
-    figure.add_trace(_map(result, "attribution", "coloraxis"), 1, 1)
+    sheet = Sheet(titles, cols=1 + both, shared_yaxes=True, horizontal_spacing=0.16)
+    sheet.add_trace(_map(result, "attribution", "coloraxis"), 1, 1)
     for trace in _firsts(result):
-        figure.add_trace(trace, 1, 1)
+        sheet.add_trace(trace, 1, 1)
     if both:
         stands = beyond(result["q"].values, LEVEL)
         for shown, opacity in ((~stands, PALE), (stands, 1.0)):
-            figure.add_trace(_map(result, "contrast", "coloraxis2", shown, opacity), 1, 2)
-        figure.add_trace(_firsts(result)[1], 1, 2)
-        figure.add_annotation(
+            sheet.add_trace(_map(result, "contrast", "coloraxis2", shown, opacity), 1, 2)
+        sheet.add_trace(_firsts(result)[1], 1, 2)
+        sheet.add_annotation(
             text=_said(result), xref="paper", yref="paper", x=1, y=0, xanchor="right", yanchor="top", yshift=-48,
             showarrow=False,
         )  # fmt: skip
@@ -50,19 +48,18 @@ def attribution(result: xr.Dataset) -> go.Figure:
     reach = float(np.nanmax(np.abs(result["contrast"].values))) if both else 1.0
     bar = colour_bar(height)
     sequential = template("light").to_plotly_json()["layout"]["colorscale"]["sequential"]
-    figure.update_xaxes(expert_axis(result))
-    figure.update_yaxes(layer_axis(result))
+    sheet.update_xaxes(expert_axis(result))
+    sheet.update_yaxes(layer_axis(result))
     if both:
-        figure.update_yaxes(title_text="", row=1, col=2)
-    figure.update_layout(
-        template=template("light"),
+        sheet.update_yaxes(title={"text": ""}, row=1, col=2)
+    sheet.update_layout(
         height=height + 140 + 30 * both,
         margin={"b": 60 + 30 * both},
         showlegend=False,
         coloraxis={"cmin": 0, "colorscale": sequential, "colorbar": bar | {"x": 0.425 if both else 1.02}},
         coloraxis2={"cmin": -(reach or 1.0), "cmax": reach or 1.0, "colorbar": bar | {"x": 1.01}},
     )
-    return figure
+    return sheet.figure()
 
 
 def _said(result: xr.Dataset) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import plotly.graph_objects as go
 import xarray as xr
 from plotly.colors import sample_colorscale
 
 from moescope.analysis.labelled import layer_names
 from moescope.figures.theme import BLUE, GREY, ORANGE
 
-__all__ = ["DEPTH", "align_titles", "depth_colours", "expert_axis", "layer_axis", "layer_names"]
+__all__ = ["DEPTH", "depth_colours", "expert_axis", "layer_axis", "layer_names"]
 
 DEPTH = [[0, BLUE], [0.5, GREY], [1, ORANGE]]
 """Colours of layers: blue for the first, through grey, to orange for the last; all stand on white and near-black."""
@@ -48,15 +47,6 @@ def expert_axis(result: xr.Dataset, most: int = 16, **more: Any) -> dict[str, An
         "showgrid": False,
         "zeroline": False,
     } | more
-
-
-def align_titles(figure: go.Figure, count: int) -> None:
-    """Moves the first `count` annotations, which are the subplot titles, to the left edge of their panels."""
-    layout: Any = figure.layout
-    for place, annotation in enumerate(layout.annotations[:count]):
-        # Panels are numbered row by row; the first axis has no number.
-        axis = layout[f"xaxis{place + 1}" if place else "xaxis"]
-        annotation.update(x=axis.domain[0], xanchor="left", align="left", font={"size": 13})
 
 
 def depth_colours(count: int) -> list[str]:

@@ -10,8 +10,9 @@ from moescope.analysis.labelled import expert_name, layer_name, row_of_expert
 from moescope.errors import MoescopeError
 from moescope.figures.marks import limits, whiskers
 from moescope.figures.preferences import LEVEL
+from moescope.figures.sheets import Sheet
 from moescope.figures.specialisation import standing
-from moescope.figures.theme import BLUE, GREY, ORANGE, plain, shortened, template
+from moescope.figures.theme import BLUE, GREY, ORANGE, plain, shortened
 
 READ = (
     "Each row is one label: above, as a blue circle, the first expert's nPMI with it, below, as an orange diamond, the "
@@ -49,27 +50,26 @@ def experts_beside(result: xr.Dataset, first: tuple[str, int], second: tuple[str
     filled = np.nan_to_num(values[:, order])
     order = order[np.argsort(filled[0] - filled[1], kind="stable")]  # the first one's at the top
     places, labels = np.arange(order.size), [str(name) for name in result["label"].values[order]]
-    figure = go.Figure()
+    sheet = Sheet()
     sides = ((BLUE, "circle", _APART, first, rows[0]), (ORANGE, "diamond", -_APART, second, rows[1]))
     for part, (colour, symbol, shift, (site, expert), row) in zip(parts, sides, strict=True):
         name = expert_name(layer_name(int(part["layer"]), site), expert)
         stands = standing(result, LEVEL)[row, expert][order]
-        figure.add_trace(_chance(part, order, places + shift))
-        figure.add_trace(_marks(part, order, places + shift, labels, stands, name, colour, symbol))
-    figure.add_vline(x=0, line={"color": GREY, "width": 1})
-    figure.update_xaxes(title_text="nPMI", nticks=7)
+        sheet.add_trace(_chance(part, order, places + shift))
+        sheet.add_trace(_marks(part, order, places + shift, labels, stands, name, colour, symbol))
+    sheet.add_vline(x=0, line={"color": GREY, "width": 1})
+    sheet.update_xaxes(title={"text": "nPMI"}, nticks=7)
     ticks = {"tickvals": places, "ticktext": [plain(shortened(name, 28)) for name in labels]}
-    figure.update_yaxes(ticks, range=[-0.6, order.size - 0.4], showgrid=False, zeroline=False)
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_yaxes(ticks, range=[-0.6, order.size - 0.4], showgrid=False, zeroline=False)
+    sheet.update_layout(
         height=max(120 + 36 * order.size, 220),
-        margin_t=44,
+        margin={"t": 44},
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "itemclick": False},
     )
     if known.size > order.size:
         place = {"xref": "paper", "yref": "paper", "x": 1, "y": 1, "xanchor": "right", "yanchor": "bottom"}
-        figure.add_annotation(text=f"the {order.size} furthest from 0, of {known.size} labels", **place)
-    return figure
+        sheet.add_annotation(text=f"the {order.size} furthest from 0, of {known.size} labels", **place)
+    return sheet.figure()
 
 
 def _chance(part: xr.Dataset, order: np.ndarray, places: np.ndarray) -> go.Bar:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.colors import sample_colorscale
-from plotly.subplots import make_subplots
 
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
 from moescope.figures.marks import chance_ticks
-from moescope.figures.theme import BLUE, GREY, row_height, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, row_height
 
 READ = (
     "Above: the share of the cost of {uniform}-bit experts that this choice avoids, that a choice made on one half of "
@@ -43,7 +41,8 @@ def bits(result: xr.Dataset) -> go.Figure:
     """
     layers = result.sizes["layer"]
     rows, above = row_height(layers) * layers, 110
-    figure = make_subplots(
+    sheet = Sheet(
+        ["cost avoided, of uniform bits", "bits of each expert", "cost left"],
         rows=2,
         cols=2,
         specs=[[{"colspan": 2}, None], [{}, {}]],
@@ -51,21 +50,19 @@ def bits(result: xr.Dataset) -> go.Figure:
         column_widths=[0.8, 0.2],
         vertical_spacing=80 / (above + rows + 80),
         horizontal_spacing=0.02,
-        subplot_titles=["cost avoided, of uniform bits", "bits of each expert", "cost left"],
     )
     for trace in _savings(result):
-        figure.add_trace(trace, row=1, col=1)
-    figure.add_trace(_map(result), row=2, col=1)
-    figure.add_trace(_left(result), row=2, col=2)
-    figure.update_xaxes(tickformat=".0%", zeroline=True, row=1, col=1)
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, row=1, col=1)
-    figure.update_xaxes(expert_axis(result), row=2, col=1)
-    figure.update_yaxes(layer_axis(result), row=2, col=1)
-    figure.update_xaxes(tickformat=".0%", rangemode="tozero", nticks=4, title_text="of uniform bits", row=2, col=2)
-    figure.update_yaxes(layer_axis(result, title={"text": ""}, showticklabels=False), row=2, col=2)
+        sheet.add_trace(trace, row=1, col=1)
+    sheet.add_trace(_map(result), row=2, col=1)
+    sheet.add_trace(_left(result), row=2, col=2)
+    sheet.update_xaxes(tickformat=".0%", zeroline=True, row=1, col=1)
+    sheet.update_yaxes(type="category", autorange="reversed", showgrid=False, row=1, col=1)
+    sheet.update_xaxes(expert_axis(result), row=2, col=1)
+    sheet.update_yaxes(layer_axis(result), row=2, col=1)
+    sheet.update_xaxes(tickformat=".0%", rangemode="tozero", nticks=4, title={"text": "of uniform bits"}, row=2, col=2)
+    sheet.update_yaxes(layer_axis(result, title={"text": ""}, showticklabels=False), row=2, col=2)
     widths = sorted({int(width) for width in np.unique(result["bits"].values[result["exists"].values])})
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_layout(
         height=above + rows + 230,
         showlegend=False,
         bargap=0.35,
@@ -83,10 +80,7 @@ def bits(result: xr.Dataset) -> go.Figure:
             }
         },
     )
-    layout: Any = figure.layout
-    for annotation, axis in zip(layout.annotations[:3], ("xaxis", "xaxis2", "xaxis3"), strict=True):
-        annotation.update(x=layout[axis].domain[0], xanchor="left", align="left", font={"size": 13})
-    return figure
+    return sheet.figure()
 
 
 def _savings(result: xr.Dataset) -> list[go.Bar | go.Scatter]:

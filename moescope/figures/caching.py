@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from moescope.errors import MoescopeError
-from moescope.figures.axes import align_titles, layer_axis, layer_names
-from moescope.figures.theme import BLUE, GREY, ORANGE, plain, row_height, template
+from moescope.figures.axes import layer_axis, layer_names
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, ORANGE, plain, row_height
 
 READ_CACHES = (
     "Left: the share of selected experts that a cache in every layer already holds; LRU and LFU can be built, SCH "
@@ -44,7 +44,7 @@ def caches(result: xr.Dataset, policy: str | None = None) -> go.Figure:
     by_label = "label" in result.dims
     policies = [str(name) for name in result["policy"].values]
     first = _place(policies, policy)
-    figure = _pair(result, ["the whole model", "each layer"])
+    sheet = _pair(result, ["the whole model", "each layer"])
     drawn: list[list[Any]] = []
     parts = [result.isel(label=i) for i in range(result.sizes["label"])] if by_label else [result] * len(policies)
     for place, part in enumerate(parts):
@@ -54,14 +54,14 @@ def caches(result: xr.Dataset, policy: str | None = None) -> go.Figure:
         for trace, column in traces:
             # Without labels the left panel shows all policies, whichever is chosen.
             trace.visible = place == (0 if by_label else first) or (not by_label and column == 1)
-            figure.add_trace(trace, row=1, col=column)
+            sheet.add_trace(trace, row=1, col=column)
         drawn.append([trace for trace, _ in traces])
-    figure.update_yaxes(title_text="hit rate", tickformat=".0%", row=1, col=1)
-    figure.update_layout(coloraxis={"colorbar": {"tickformat": ".0%", "title": {"text": "hit rate", "side": "right"}}})
+    sheet.update_yaxes(title={"text": "hit rate"}, tickformat=".0%", row=1, col=1)
+    sheet.update_layout(coloraxis={"colorbar": {"tickformat": ".0%", "title": {"text": "hit rate", "side": "right"}}})
     names = [plain(name) for name in result["label"].values] if by_label else [_name(policy) for policy in policies]
     keep = 0 if by_label else len(drawn[0]) - 1
-    figure.update_layout(updatemenus=[switch(names, drawn, 0 if by_label else first, keep=keep)])
-    return figure
+    sheet.update_layout(updatemenus=[switch(names, drawn, 0 if by_label else first, keep=keep)])
+    return sheet.figure()
 
 
 def offload(result: xr.Dataset, policy: str | None = None) -> go.Figure:
@@ -78,7 +78,7 @@ def offload(result: xr.Dataset, policy: str | None = None) -> go.Figure:
     """
     policies = [str(name) for name in result["policy"].values]
     first = _place(policies, policy)
-    figure = _pair(result, ["moved for each token", "loads of each layer"])
+    sheet = _pair(result, ["moved for each token", "loads of each layer"])
     fixed = _moved(result)
     drawn: list[list[Any]] = []
     for place in range(len(policies)):
@@ -86,39 +86,37 @@ def offload(result: xr.Dataset, policy: str | None = None) -> go.Figure:
         trace.visible = place == first
         drawn.append([*(fixed if not place else []), trace])
     for trace in fixed:
-        figure.add_trace(trace, row=1, col=1)
+        sheet.add_trace(trace, row=1, col=1)
     for traces in drawn:
-        figure.add_trace(traces[-1], row=1, col=2)
+        sheet.add_trace(traces[-1], row=1, col=2)
     known = np.isfinite(float(result["bytes_all"]))
     if known:
         unit, memory = (_unit(float(result[name]))[1] for name in ("bytes_uncached", "bytes_all"))
-        figure.update_yaxes(title_text=f"{unit} for each token", rangemode="tozero", row=1, col=1)
-        figure.update_xaxes(title_text=f"{memory} of cached experts", tickmode="auto", tickvals=None, row=1, col=1)
+        sheet.update_yaxes(title={"text": f"{unit} for each token"}, rangemode="tozero", row=1, col=1)
+        sheet.update_xaxes(title={"text": f"{memory} of cached experts"}, tickmode="auto", tickvals=None, row=1, col=1)
     else:
-        figure.update_yaxes(title_text="experts loaded for each token", rangemode="tozero", row=1, col=1)
-    figure.update_layout(coloraxis={"colorbar": {"title": {"text": "loads for each token", "side": "right"}}})
-    figure.update_layout(updatemenus=[switch([_name(p) for p in policies], drawn, first, keep=len(fixed))])
-    return figure
+        sheet.update_yaxes(title={"text": "experts loaded for each token"}, rangemode="tozero", row=1, col=1)
+    sheet.update_layout(coloraxis={"colorbar": {"title": {"text": "loads for each token", "side": "right"}}})
+    sheet.update_layout(updatemenus=[switch([_name(p) for p in policies], drawn, first, keep=len(fixed))])
+    return sheet.figure()
 
 
-def _pair(result: xr.Dataset, titles: list[str]) -> go.Figure:
+def _pair(result: xr.Dataset, titles: list[str]) -> Sheet:
     """Two panels: curves over cache sizes, and a map of layers by sizes."""
     rows = row_height(result.sizes["layer"]) * result.sizes["layer"]
-    figure = make_subplots(rows=1, cols=2, column_widths=WIDE, horizontal_spacing=0.08, subplot_titles=titles)
+    sheet = Sheet(titles, cols=2, column_widths=WIDE, horizontal_spacing=0.08)
     sizes = [int(size) for size in result["size"].values]
-    figure.update_xaxes(title_text="experts that a layer's cache holds", tickvals=sizes, row=1, col=1)
-    figure.update_xaxes(
-        title_text="experts that the cache holds", type="category", showgrid=False, row=1, col=2, tickangle=0
+    sheet.update_xaxes(title={"text": "experts that a layer's cache holds"}, tickvals=sizes, row=1, col=1)
+    sheet.update_xaxes(
+        title={"text": "experts that the cache holds"}, type="category", showgrid=False, row=1, col=2, tickangle=0
     )
-    figure.update_yaxes(layer_axis(result), row=1, col=2)
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_yaxes(layer_axis(result), row=1, col=2)
+    sheet.update_layout(
         height=max(rows, 300) + 170,
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yanchor": "bottom", "yref": "container"},
         margin={"t": 80, "b": 96},
     )
-    align_titles(figure, 2)
-    return figure
+    return sheet
 
 
 def _hit_rates(part: xr.Dataset) -> list[Any]:

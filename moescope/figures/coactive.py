@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from moescope.figures.axes import layer_names
 from moescope.figures.lift_maps import chosen_maps, lift_maps, lift_reach, say, square
 from moescope.figures.menus import menu
 from moescope.figures.pale import untested
+from moescope.figures.sheets import Sheet
 
 READ = (
     "Orange: the two experts are active at the same token more often than their loads alone would have it, blue: less "
@@ -37,7 +37,7 @@ def coactivation(result: xr.Dataset, level: float = 0.05, layers: Sequence[int] 
     stands = (result["q"].values <= level).sum(axis=(1, 2))
     wanted = None if layers is None else [str(layer) for layer in layers]
     chosen = chosen_maps(known, wanted, stands, result["lift"][0].size, "layer")
-    figure = make_subplots(rows=1, cols=1)
+    sheet = Sheet()
     groups, reach = [], lift_reach(result["lift"].values)
     for place, index in enumerate(chosen):
         part = result.isel(layer=index)
@@ -52,14 +52,16 @@ def coactivation(result: xr.Dataset, level: float = 0.05, layers: Sequence[int] 
         groups.append(len(traces))
         for trace in traces:
             trace.visible = place == 0
-            figure.add_trace(trace)
+            sheet.add_trace(trace)
     n = int(result["exists"].values[chosen].sum(axis=1).max(initial=1))  # as wide as the widest layer drawn
-    square(figure, n, n, "other expert", "expert", reach)
+    square(sheet, n, n, "other expert", "expert", reach)
     if len(chosen) > 1:
-        figure.update_layout(updatemenus=[menu([f"layer {known[index]}" for index in chosen], groups, 0)], margin_t=72)
+        sheet.update_layout(
+            updatemenus=[menu([f"layer {known[index]}" for index in chosen], groups, 0)], margin={"t": 72}
+        )
     if untested(result["q"].values):
-        say(figure, f"not tested, so all is pale: {result.attrs['interval'].removeprefix('none: ')}")
-        figure.update_layout(margin_t=72)
+        say(sheet, f"not tested, so all is pale: {result.attrs['interval'].removeprefix('none: ')}")
+        sheet.update_layout(margin={"t": 72})
     elif len(chosen) < len(known) and layers is None:
-        say(figure, f"{len(chosen)} of {len(known)} layers are drawn; name others with layers=")
-    return figure
+        say(sheet, f"{len(chosen)} of {len(known)} layers are drawn; name others with layers=")
+    return sheet.figure()

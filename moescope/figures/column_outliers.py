@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
+from moescope.figures.axes import expert_axis, layer_axis, layer_names
 from moescope.figures.marks import chance_ticks
 from moescope.figures.pale import PALE
-from moescope.figures.theme import BLUE, colour_bar, row_height, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, colour_bar, row_height
 
 READ = (
     "Left: in some column of the expert's matrices one weight is so many times the column's mean magnitude; pale is "
@@ -33,12 +33,11 @@ def weight_outliers(result: xr.Dataset) -> go.Figure:
     Returns:
         A plotly Figure whose height fits the number of layers.
     """
-    figure = make_subplots(
-        rows=1,
+    sheet = Sheet(
+        ["largest weight, of its column's mean magnitude", "largest of the layer"],
         cols=2,
         column_widths=[0.8, 0.2],
         horizontal_spacing=0.02,
-        subplot_titles=["largest weight, of its column's mean magnitude", "largest of the layer"],
     )
     score, chance = result["score"].values, result["gaussian_max"].values
     beyond = np.isfinite(score) if np.isnan(chance).all() else score > chance[:, None]
@@ -61,7 +60,7 @@ def weight_outliers(result: xr.Dataset) -> go.Figure:
             + parts
             + "<extra></extra>",
         )
-        figure.add_trace(trace, row=1, col=1)
+        sheet.add_trace(trace, row=1, col=1)
     bar = go.Bar(
         x=np.nanmax(score, axis=1),
         y=layer_names(result),
@@ -70,21 +69,19 @@ def weight_outliers(result: xr.Dataset) -> go.Figure:
         name="largest",
         hovertemplate="layer %{y}<br><b>%{x:.1f} ×</b><extra></extra>",
     )
-    figure.add_trace(bar, row=1, col=2)
+    sheet.add_trace(bar, row=1, col=2)
     said = "layer %{y}<br>the largest of the normal draws: %{x:.1f} ×"
-    figure.add_trace(chance_ticks(chance, layer_names(result), said), row=1, col=2)
-    figure.update_xaxes(expert_axis(result), row=1, col=1)
-    figure.update_yaxes(layer_axis(result), row=1, col=1)
-    figure.update_xaxes(title_text="× column mean", rangemode="tozero", nticks=4, row=1, col=2)
-    figure.update_yaxes(layer_axis(result, title={"text": ""}, showticklabels=False), row=1, col=2)
+    sheet.add_trace(chance_ticks(chance, layer_names(result), said), row=1, col=2)
+    sheet.update_xaxes(expert_axis(result), row=1, col=1)
+    sheet.update_yaxes(layer_axis(result), row=1, col=1)
+    sheet.update_xaxes(title={"text": "× column mean"}, rangemode="tozero", nticks=4, row=1, col=2)
+    sheet.update_yaxes(layer_axis(result, title={"text": ""}, showticklabels=False), row=1, col=2)
     rows = row_height(result.sizes["layer"]) * result.sizes["layer"]
     axis: dict[str, Any] = {"cmin": 0, "cmax": float(np.nanmax(score, initial=1.0))}
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_layout(
         height=140 + max(rows, 110),
         showlegend=False,
         bargap=0.35,
         coloraxis=axis | {"colorbar": {"title": {"text": "× column mean", "side": "right"}} | colour_bar(rows)},
     )
-    align_titles(figure, 2)
-    return figure
+    return sheet.figure()

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
 from moescope.figures.marks import chance_ticks, limits, whiskers
 from moescope.figures.menus import menu
 from moescope.figures.pale import beyond, pale_and_full, untested
-from moescope.figures.theme import BLUE, GREY, colour_bar, plain, row_height, signed_shares, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, colour_bar, plain, row_height, signed_shares
 
 READ = (
     "Above, layer by layer: the share of a token's experts that both stores selected, of tokens with the same "
@@ -50,16 +50,16 @@ def compare(result: xr.Dataset, level: float = 0.05) -> go.Figure:
     rows = max(row_height(result.sizes["layer"]) * result.sizes["layer"], 90)
     heights = [rows, rows, 26 * len(labels) + 30][: 2 + lossy]
     gap = 86
-    figure = make_subplots(
+    sheet = Sheet(
+        ["experts in common", "same first expert", "divergence of load (bits)"]
+        + [f"change of load{', not tested' if untested(result['share_q'].values) else ''}"]
+        + ["change of loss (nats per token)"] * lossy,
         rows=len(heights),
         cols=3,
         specs=[[{}, {}, {}], *[[{"colspan": 3}, None, None]] * (len(heights) - 1)],
         row_heights=[height / sum(heights) for height in heights],
         vertical_spacing=gap / (sum(heights) + gap * (len(heights) - 1)),
         horizontal_spacing=0.05,
-        subplot_titles=["experts in common", "same first expert", "divergence of load (bits)"]
-        + [f"change of load{', not tested' if untested(result['share_q'].values) else ''}"]
-        + ["change of loss (nats per token)"] * lossy,
     )
     groups, reach = [], _reach(result)
     for index in range(len(labels)):
@@ -72,31 +72,29 @@ def compare(result: xr.Dataset, level: float = 0.05) -> go.Figure:
         groups.append(len(traces))
         for trace, row, column in traces:
             trace.visible = index == 0
-            figure.add_trace(trace, row=row, col=column)
+            sheet.add_trace(trace, row=row, col=column)
     if lossy:
-        figure.add_trace(_losses(result), row=3, col=1)
-        figure.update_yaxes(type="category", autorange="reversed", showgrid=False, row=3, col=1)
-        figure.update_xaxes(zeroline=True, zerolinecolor=GREY, tickformat="+.2~g", row=3, col=1)
+        sheet.add_trace(_losses(result), row=3, col=1)
+        sheet.update_yaxes(type="category", autorange="reversed", showgrid=False, row=3, col=1)
+        sheet.update_xaxes(zeroline=True, zerolinecolor=GREY, tickformat="+.2~g", row=3, col=1)
     for column in (1, 2):
-        figure.update_xaxes(tickformat=".0%", range=[0, 1.04], nticks=5, row=1, col=column)
-    figure.update_xaxes(rangemode="tozero", nticks=3, tickformat="~g", row=1, col=3)
-    figure.update_yaxes(layer_axis(result, title={"text": ""}), row=1)
-    figure.update_yaxes(title_text="layer", row=1, col=1)
-    figure.update_xaxes(expert_axis(result, most=32), row=2, col=1)
-    figure.update_yaxes(layer_axis(result), row=2, col=1)
-    layout: Any = figure.layout
-    top = layout["yaxis4"].domain[1]
-    figure.update_layout(
-        template=template("light"),
+        sheet.update_xaxes(tickformat=".0%", range=[0, 1.04], nticks=5, row=1, col=column)
+    sheet.update_xaxes(rangemode="tozero", nticks=3, tickformat="~g", row=1, col=3)
+    sheet.update_yaxes(layer_axis(result, title={"text": ""}), row=1)
+    sheet.update_yaxes(title={"text": "layer"}, row=1, col=1)
+    sheet.update_xaxes(expert_axis(result, most=32), row=2, col=1)
+    sheet.update_yaxes(layer_axis(result), row=2, col=1)
+    top = sheet.axes(2, 1)[1]["domain"][1]
+    sheet.update_layout(
         title={
             "text": differing(result, level),
-            "font_size": 13,
+            "font": {"size": 13},
             "yref": "container",
             "y": 1,
             "yanchor": "top",
-            "pad_t": 10,
+            "pad": {"t": 10},
         },
-        margin_t=80,
+        margin={"t": 80},
         height=sum(heights) + gap * (len(heights) - 1) + 164,
         showlegend=False,
         bargap=0.35,
@@ -110,11 +108,8 @@ def compare(result: xr.Dataset, level: float = 0.05) -> go.Figure:
         },
     )
     if len(labels) > 1:
-        figure.update_layout(updatemenus=[menu(labels, groups, int(lossy))], margin_t=116)
-    axes = ["xaxis", "xaxis2", "xaxis3", "xaxis4", "xaxis5"][: len(layout.annotations)]
-    for annotation, axis in zip(layout.annotations, axes, strict=True):
-        annotation.update(x=layout[axis].domain[0], xanchor="left", align="left", font={"size": 13})
-    return figure
+        sheet.update_layout(updatemenus=[menu(labels, groups, int(lossy))], margin={"t": 116})
+    return sheet.figure()
 
 
 def differing(result: xr.Dataset, level: float = 0.05) -> str:

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from moescope.figures.axes import align_titles
 from moescope.figures.importance_table import said
-from moescope.figures.theme import BLUE, GREY, ORANGE, plain, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, ORANGE, plain
 
 READ = (
     "Each row is a criterion: blue, its lowest experts of every layer silenced; orange, its highest; with 95 % "
@@ -40,23 +39,23 @@ def criteria_effects(result: xr.Dataset) -> go.Figure:
     labels = [str(name) for name in result["label"].values]
     order = np.argsort(result["gap"].isel(label=0).values, kind="stable")[::-1]
     names = [said(str(name)) for name in result["criterion"].values[order]]
-    figure = go.Figure()
+    sheet = Sheet()
     each = 0
     for place in range(len(labels)):
         traces = _rows(result.isel(label=place, criterion=order), names, visible=place == 0)
         each = len(traces)
-        figure.add_traces(traces)
+        for trace in traces:
+            sheet.add_trace(trace)
     controls = result.sizes["control"] > 0
     shown = [*names, "random experts"] if controls else names
     what = "masked" if result.attrs["kind"] == "mask" else "zeroed"
     title = f"{result.attrs['n']} of each layer's experts {what}: change of the loss, nats per token"
-    figure.update_xaxes(title_text=title, zeroline=True, zerolinecolor="#c9cdd3")
-    figure.update_yaxes(
+    sheet.update_xaxes(title={"text": title}, zeroline=True, zerolinecolor="#c9cdd3")
+    sheet.update_yaxes(
         tickmode="array", tickvals=list(range(len(shown))), ticktext=shown, range=[len(shown) - 0.5, -0.5],
         showgrid=False, ticks="",
     )  # fmt: skip
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_layout(
         height=130 + 30 * len(shown),
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
     )
@@ -67,8 +66,8 @@ def criteria_effects(result: xr.Dataset) -> go.Figure:
             for place, label in enumerate(labels)
         ]  # fmt: skip
         menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 10}}
-        figure.update_layout(updatemenus=[menu], margin_t=66, height=152 + 30 * len(shown))
-    return figure
+        sheet.update_layout(updatemenus=[menu], margin={"t": 66}, height=152 + 30 * len(shown))
+    return sheet.figure()
 
 
 def _rows(part: xr.Dataset, names: list[str], *, visible: bool) -> list[go.Scatter]:
@@ -129,31 +128,31 @@ def super_expert_effects(result: xr.Dataset) -> go.Figure:
         result: from `effects.super_expert_effects`.
     """
     labels = [plain(str(name)) for name in result["label"].values]
-    figure = make_subplots(
-        rows=1, cols=3, column_widths=[0.36, 0.3, 0.34], horizontal_spacing=0.09,
-        subplot_titles=["loss", "decay of the attention sink", "largest value of the residual stream"],
-    )  # fmt: skip
+    sheet = Sheet(
+        ["loss", "decay of the attention sink", "largest value of the residual stream"],
+        cols=3,
+        column_widths=[0.36, 0.3, 0.34],
+        horizontal_spacing=0.09,
+    )
     for trace in _losses(result, labels):
-        figure.add_trace(trace, row=1, col=1)
+        sheet.add_trace(trace, row=1, col=1)
     for trace in _by_layer(result, "decay_control", [("decay", ORANGE, "without the super experts")]):
-        figure.add_trace(trace, row=1, col=2)
+        sheet.add_trace(trace, row=1, col=2)
     lines = [("massive_before", GREY, "as the model is"), ("massive_after", ORANGE, "without the super experts")]
     for trace in _by_layer(result, "massive_control", lines):
-        figure.add_trace(trace, row=1, col=3)
-    figure.update_xaxes(title_text="nats per token", zeroline=True, zerolinecolor="#c9cdd3", row=1, col=1)
-    figure.update_yaxes(type="category", autorange="reversed", row=1, col=1)
-    figure.update_xaxes(title_text="layer", showgrid=False, dtick=max(1, result.sizes["model_layer"] // 8), row=1)
-    figure.update_xaxes(dtick=None, showgrid=True, title_text="nats per token", row=1, col=1)
-    figure.update_yaxes(zeroline=True, zerolinecolor="#c9cdd3", row=1, col=2)
-    figure.update_yaxes(_logarithmic(result["massive_before"].values, result["massive_after"].values), row=1, col=3)
-    figure.update_layout(
-        template=template("light"),
+        sheet.add_trace(trace, row=1, col=3)
+    sheet.update_xaxes(title={"text": "nats per token"}, zeroline=True, zerolinecolor="#c9cdd3", row=1, col=1)
+    sheet.update_yaxes(type="category", autorange="reversed", row=1, col=1)
+    sheet.update_xaxes(title={"text": "layer"}, showgrid=False, dtick=max(1, result.sizes["model_layer"] // 8), row=1)
+    sheet.update_xaxes(dtick=None, showgrid=True, title={"text": "nats per token"}, row=1, col=1)
+    sheet.update_yaxes(zeroline=True, zerolinecolor="#c9cdd3", row=1, col=2)
+    sheet.update_yaxes(_logarithmic(result["massive_before"].values, result["massive_after"].values), row=1, col=3)
+    sheet.update_layout(
         height=max(330, 170 + 30 * len(labels)),
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.22, "yanchor": "top"},
-        margin_b=96,
+        margin={"b": 96},
     )
-    align_titles(figure, 3)
-    return figure
+    return sheet.figure()
 
 
 def _logarithmic(*values: np.ndarray) -> dict[str, Any]:

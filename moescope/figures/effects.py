@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
-from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, row_height, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, row_height
 
 READ = (
     "Each cell is one expert silenced alone: orange, the loss of the chosen label rises without it; blue, it falls. A "
@@ -35,16 +36,15 @@ def expert_effects(result: xr.Dataset) -> go.Figure:
     """
     labels = [str(name) for name in result["label"].values]
     reach = float(np.nanmax(np.abs(result["effect"].values))) or 1.0
-    figure = go.Figure()
+    sheet = Sheet()
     for place in range(len(labels)):
         part = result.isel(label=place)
-        figure.add_trace(_map(part, visible=place == 0))
-        figure.add_trace(_sure(part, visible=place == 0))
+        sheet.add_trace(_map(part, visible=place == 0))
+        sheet.add_trace(_sure(part, visible=place == 0))
     height = row_height(result.sizes["layer"]) * result.sizes["layer"]
-    figure.update_xaxes(expert_axis(result))
-    figure.update_yaxes(layer_axis(result))
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_xaxes(expert_axis(result))
+    sheet.update_yaxes(layer_axis(result))
+    sheet.update_layout(
         height=height + 130,
         showlegend=False,
         coloraxis={
@@ -60,8 +60,8 @@ def expert_effects(result: xr.Dataset) -> go.Figure:
             for place, label in enumerate(labels)
         ]  # fmt: skip
         menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 12}}
-        figure.update_layout(updatemenus=[menu], margin_t=70)
-    return figure
+        sheet.update_layout(updatemenus=[menu], margin={"t": 70})
+    return sheet.figure()
 
 
 def _map(part: xr.Dataset, *, visible: bool) -> go.Heatmap:
@@ -120,7 +120,8 @@ def causal_effect(result: xr.Dataset) -> go.Figure:
 def _bars(result: xr.Dataset, others: list[str]) -> go.Figure:
     labels = [plain(str(name)) for name in result["label"].values]
     change = result["change"].values
-    figure = go.Figure(
+    sheet = Sheet()
+    sheet.add_trace(
         go.Bar(
             x=change,
             y=labels,
@@ -142,7 +143,7 @@ def _bars(result: xr.Dataset, others: list[str]) -> go.Figure:
     )
     for place, label in enumerate(labels):
         controls = result["control_change"].isel(label=place).values
-        figure.add_trace(
+        sheet.add_trace(
             go.Scatter(
                 x=controls,
                 y=[label] * len(controls),
@@ -152,7 +153,7 @@ def _bars(result: xr.Dataset, others: list[str]) -> go.Figure:
                 hovertemplate="%{text}: %{x:+.4f}<extra></extra>",
             )
         )
-    figure.update_xaxes(title_text="change of the loss, nats per token", zeroline=True)
-    figure.update_yaxes(type="category", autorange="reversed")
-    figure.update_layout(template=template("light"), height=104 + 34 * len(labels), showlegend=False, margin_t=16)
-    return figure
+    sheet.update_xaxes(title={"text": "change of the loss, nats per token"}, zeroline=True)
+    sheet.update_yaxes(type="category", autorange="reversed")
+    sheet.update_layout(height=104 + 34 * len(labels), showlegend=False, margin={"t": 16})
+    return sheet.figure()

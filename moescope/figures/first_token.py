@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from moescope.figures.axes import align_titles, expert_axis, layer_axis
-from moescope.figures.theme import BLUE, colour_bar, row_height, template
+from moescope.figures.axes import expert_axis, layer_axis
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, colour_bar, row_height
 
 READ = (
     "Left: the share of a head's attention that goes to a sequence's first token; attending to all tokens alike would "
@@ -34,18 +34,17 @@ def attention_sinks(result: xr.Dataset) -> go.Figure:
     Args:
         result: from `analysis.attention_sinks`.
     """
-    figure = make_subplots(
-        rows=1,
+    sheet = Sheet(
+        ["attention on the first token", "largest residual value"],
         cols=2,
         shared_yaxes=True,
         column_widths=[0.7, 0.3],
         horizontal_spacing=0.03,
-        subplot_titles=["attention on the first token", "largest residual value"],
     )
     names = [str(int(layer)) for layer in result["layer"].values]
     height = row_height(len(names)) * len(names)
     if result.sizes["head"]:
-        figure.add_trace(
+        sheet.add_trace(
             go.Heatmap(
                 z=result["share"].values,
                 x=result["head"].values,
@@ -61,10 +60,10 @@ def attention_sinks(result: xr.Dataset) -> go.Figure:
             col=1,
         )
         heads = expert_axis(result.rename(head="expert"), title={"text": "head"})
-        figure.update_xaxes(heads, row=1, col=1)
+        sheet.update_xaxes(heads, row=1, col=1)
     else:
         # An empty trace: without one plotly draws neither the axis nor the words.
-        figure.add_trace(go.Scatter(x=[None] * len(names), y=names, hoverinfo="skip"), row=1, col=1)
+        sheet.add_trace(go.Scatter(x=[None] * len(names), y=names, hoverinfo="skip"), row=1, col=1)
         words = {
             "text": "captured without attention sinks (--sinks)",
             "x": 0.5,
@@ -72,9 +71,9 @@ def attention_sinks(result: xr.Dataset) -> go.Figure:
             "xref": "x domain",
             "yref": "y domain",
         }
-        figure.add_annotation(words)
-        figure.update_xaxes(showticklabels=False, showgrid=False, row=1, col=1)
-    figure.add_trace(
+        sheet.add_annotation(**words)
+        sheet.update_xaxes(showticklabels=False, showgrid=False, row=1, col=1)
+    sheet.add_trace(
         go.Bar(
             x=result["absmax"].values,
             y=names,
@@ -89,13 +88,12 @@ def attention_sinks(result: xr.Dataset) -> go.Figure:
     )
     largest = result["absmax"].values[result["absmax"].values > 0]
     decades = [np.floor(np.log10(largest.min())), np.ceil(np.log10(largest.max()))] if largest.size else [0, 1]
-    figure.update_xaxes(type="log", range=[decades[0], max(decades[1], decades[0] + 1)], dtick=1, row=1, col=2)
+    sheet.update_xaxes(type="log", range=[decades[0], max(decades[1], decades[0] + 1)], dtick=1, row=1, col=2)
     axis: dict[str, Any] = layer_axis(result)
-    figure.update_yaxes(axis, row=1, col=1)
-    figure.update_yaxes(axis | {"title": {"text": ""}}, row=1, col=2)
+    sheet.update_yaxes(axis, row=1, col=1)
+    sheet.update_yaxes(axis | {"title": {"text": ""}}, row=1, col=2)
     low = float(result["uniform"]) if np.isfinite(result["uniform"]) else 0.0
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_layout(
         height=130 + height,
         showlegend=False,
         bargap=0.35,
@@ -106,8 +104,7 @@ def attention_sinks(result: xr.Dataset) -> go.Figure:
             "colorbar": {"tickformat": ".0%", "x": 1.02, "outlinewidth": 0, "thickness": 10} | colour_bar(height),
         },
     )
-    align_titles(figure, 2)
-    return figure
+    return sheet.figure()
 
 
 def _places(result: xr.Dataset) -> list[str]:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from moescope.figures.theme import BLUE, GREY, ORANGE, plain, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, ORANGE, plain
 
 READ = (
     "Each dot is one way of unlearning, the bar its 95 % interval (items drawn anew), the thin line the range of its "
@@ -43,30 +43,33 @@ def unlearning(result: xr.Dataset) -> go.Figure:
     titles = {
         str(name): str(title) for name, title in zip(result["measure"].values, result["title"].values, strict=True)
     }
-    figure = make_subplots(
-        rows=rows, cols=columns, shared_yaxes=True, horizontal_spacing=0.05, vertical_spacing=62 / height,
-        subplot_titles=[plain(titles[name]) for name in shown],
-    )  # fmt: skip
+    sheet = Sheet(
+        [plain(titles[name]) for name in shown],
+        rows=rows,
+        cols=columns,
+        shared_yaxes=True,
+        horizontal_spacing=0.05,
+        vertical_spacing=62 / height,
+    )
     for place, name in enumerate(shown):
         row, column = place // columns + 1, place % columns + 1
         part = result.sel(measure=name)
         for trace in _dots(part.sel(variant=variants), ORANGE if name.startswith(("forget", "relearnt")) else BLUE):
-            figure.add_trace(trace, row, column)
+            sheet.add_trace(trace, row, column)
         if "before" in result["variant"].values:
             where: dict[str, Any] = {"row": row, "col": column}
             line = {"color": GREY, "dash": "dot", "width": 1.5}
             if np.isfinite(was := float(part["value"].sel(variant="before"))):
-                figure.add_vline(x=was, line=line, **where)
+                sheet.add_vline(x=was, line=line, **where)
         loss = name.endswith("loss")
-        figure.update_xaxes(row=row, col=column, rangemode="tozero", tickformat=None if loss else ".0%")
-    figure.update_yaxes(type="category", autorange="reversed")
-    figure.update_layout(
-        template=template("light"),
+        sheet.update_xaxes(row=row, col=column, rangemode="tozero", tickformat=None if loss else ".0%")
+    sheet.update_yaxes(type="category", autorange="reversed")
+    sheet.update_layout(
         height=height,
         showlegend=False,
         margin={"t": 44, "b": 30},
     )
-    return figure
+    return sheet.figure()
 
 
 def _shown(measures: list[str]) -> list[str]:
@@ -117,14 +120,12 @@ def unlearning_progress(result: xr.Dataset) -> go.Figure:
     Args:
         result: from `Unlearned.progress`.
     """
-    figure = make_subplots(
-        rows=1, cols=2, horizontal_spacing=0.1, subplot_titles=["losses, nats per token", "terms of the objective"]
-    )
+    sheet = Sheet(["losses, nats per token", "terms of the objective"], cols=2, horizontal_spacing=0.1)
     names = {"forgotten": ("forget set", ORANGE), "utility": ("held-out retain set", BLUE)}
     for name, (label, colour) in names.items():
         if name in result:
             there = np.isfinite(result[name].values)
-            figure.add_trace(
+            sheet.add_trace(
                 go.Scatter(
                     x=result["step"].values[there], y=result[name].values[there], name=label,
                     mode="lines+markers", line={"color": colour}, hovertemplate=HOVER,
@@ -132,17 +133,15 @@ def unlearning_progress(result: xr.Dataset) -> go.Figure:
             )  # fmt: skip
     for name, colour in (("forget", ORANGE), ("retain", BLUE), ("anchor", GREY)):
         if name in result:
-            figure.add_trace(
+            sheet.add_trace(
                 go.Scatter(
                     x=result["step"].values, y=result[name].values, name=f"{name} term", mode="lines",
                     line={"color": colour, "width": 1.5}, hovertemplate=HOVER,
                 ), 1, 2,
             )  # fmt: skip
-    figure.update_xaxes(title_text="step")
-    figure.update_layout(
-        template=template("light"), height=340, legend={"orientation": "h", "y": -0.22}, margin={"t": 44, "b": 30}
-    )
-    return figure
+    sheet.update_xaxes(title={"text": "step"})
+    sheet.update_layout(height=340, legend={"orientation": "h", "y": -0.22}, margin={"t": 44, "b": 30})
+    return sheet.figure()
 
 
 def relearning(result: xr.Dataset) -> go.Figure:
@@ -153,16 +152,16 @@ def relearning(result: xr.Dataset) -> go.Figure:
     Args:
         result: from `unlearning.relearn`.
     """
-    figure = go.Figure()
+    sheet = Sheet()
     for name, label, colour in (("shown", "shown again", ORANGE), ("hidden", "not shown", BLUE)):
-        figure.add_trace(
+        sheet.add_trace(
             go.Scatter(
                 x=result["step"].values, y=result[name].values, name=label, mode="lines+markers",
                 line={"color": colour},
                 hovertemplate="%{x} steps: %{y:.0%}<extra>%{fullData.name}</extra>",
             )
         )  # fmt: skip
-    figure.update_xaxes(title_text="steps of relearning")
-    figure.update_yaxes(title_text="answered exactly", tickformat=".0%", range=[-0.03, 1.03])
-    figure.update_layout(template=template("light"), height=320, legend={"orientation": "h", "y": 1.14})
-    return figure
+    sheet.update_xaxes(title={"text": "steps of relearning"})
+    sheet.update_yaxes(title={"text": "answered exactly"}, tickformat=".0%", range=[-0.03, 1.03])
+    sheet.update_layout(height=320, legend={"orientation": "h", "y": 1.14})
+    return sheet.figure()

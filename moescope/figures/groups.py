@@ -10,7 +10,8 @@ import xarray as xr
 
 from moescope.errors import MoescopeError
 from moescope.figures.axes import layer_axis, layer_names
-from moescope.figures.theme import ORANGE, colour_bar, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import ORANGE, colour_bar
 
 READ = (
     "One row per layer, one block per group. Each block begins with its dominant expert (orange, with its number); "
@@ -58,7 +59,8 @@ def expert_groups(result: xr.Dataset) -> go.Figure:
             colour[line, place] = cell["similarity"]
             if cell["beyond"]:
                 rings.append((line, place))
-    figure = go.Figure(
+    sheet = Sheet()
+    sheet.add_trace(
         go.Heatmap(
             z=colour,
             x=np.arange(wide),
@@ -76,7 +78,7 @@ def expert_groups(result: xr.Dataset) -> go.Figure:
         )
     )
     side = max(8, min(22, 900 // max(wide, 1)))
-    figure.add_trace(
+    sheet.add_trace(
         go.Scatter(
             x=[place for _, place, _ in heads],
             y=[names[line] for line, _, _ in heads],
@@ -92,7 +94,7 @@ def expert_groups(result: xr.Dataset) -> go.Figure:
             ),
         )
     )
-    figure.add_trace(
+    sheet.add_trace(
         go.Scatter(
             x=[place for _, place in rings],
             y=[names[line] for line, _ in rings],
@@ -102,18 +104,17 @@ def expert_groups(result: xr.Dataset) -> go.Figure:
             name="beyond the null",
         )
     )
-    figure.update_xaxes(showticklabels=False, showgrid=False, range=[-0.7, wide - 0.3], title_text="groups")
-    figure.update_yaxes(layer_axis(result))
+    sheet.update_xaxes(showticklabels=False, showgrid=False, range=[-0.7, wide - 0.3], title={"text": "groups"})
+    sheet.update_yaxes(layer_axis(result))
     height = ROW * len(rows)
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_layout(
         height=height + 130,
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         coloraxis={
             "colorbar": {"title": {"text": "similarity", "side": "right"}, "nticks": 5} | colour_bar(max(height, 120))
         },
     )
-    return figure
+    return sheet.figure()
 
 
 def _row(part: xr.Dataset) -> list[dict[str, Any] | None]:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
+from moescope.figures.axes import expert_axis, layer_axis, layer_names
+from moescope.figures.sheets import Sheet
 from moescope.figures.theme import colour_bar, plain, row_height, template
 
 READ = (
@@ -42,27 +42,28 @@ def importance(result: xr.Dataset) -> go.Figure:
     """
     names = [str(name) for name in result["criterion"].values]
     layers = result.sizes["layer"]
-    figure = make_subplots(
-        rows=1, cols=2, column_widths=[0.46, 0.54], horizontal_spacing=0.19,
-        subplot_titles=["experts of each layer, first to last", "do the criteria agree?"],
-    )  # fmt: skip
+    sheet = Sheet(
+        ["experts of each layer, first to last", "do the criteria agree?"],
+        cols=2,
+        column_widths=[0.46, 0.54],
+        horizontal_spacing=0.19,
+    )
     start = names.index("reap") if "reap" in names else 0
     for place, name in enumerate(names):
-        figure.add_trace(_order(result, name, visible=place == start), row=1, col=1)
-    figure.add_trace(_agreement(result, names), row=1, col=2)
+        sheet.add_trace(_order(result, name, visible=place == start), row=1, col=1)
+    sheet.add_trace(_agreement(result, names), row=1, col=2)
     for text in _numbers(result, names):
-        figure.add_trace(text, row=1, col=2)
+        sheet.add_trace(text, row=1, col=2)
     height = max(row_height(layers) * layers, 30 * len(names))
     axis = {"categoryorder": "array", "categoryarray": [said(name) for name in names], "showgrid": False}
-    figure.update_xaxes(expert_axis(result, most=8), row=1, col=1)
-    figure.update_yaxes(layer_axis(result), row=1, col=1)
-    figure.update_xaxes(axis | {"tickangle": -45, "ticks": ""}, row=1, col=2)
-    figure.update_yaxes(axis | {"autorange": "reversed", "ticks": ""}, row=1, col=2)
+    sheet.update_xaxes(expert_axis(result, most=8), row=1, col=1)
+    sheet.update_yaxes(layer_axis(result), row=1, col=1)
+    sheet.update_xaxes(axis | {"tickangle": -45, "ticks": ""}, row=1, col=2)
+    sheet.update_yaxes(axis | {"autorange": "reversed", "ticks": ""}, row=1, col=2)
     colours: Any = template("light").layout
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_layout(
         height=height + 190,
-        margin_t=92,
+        margin={"t": 92},
         showlegend=False,
         coloraxis={"colorscale": colours.colorscale.sequential, "reversescale": True, "cmin": 1,
                    "cmax": float(result.sizes["expert"]), "showscale": False},
@@ -70,8 +71,7 @@ def importance(result: xr.Dataset) -> go.Figure:
                     "colorbar": {"title": {"text": "Spearman", "side": "right"}} | colour_bar(height)},
         updatemenus=[_menu(names, start, len(names) + 4)],
     )  # fmt: skip
-    align_titles(figure, 2)
-    return figure
+    return sheet.figure()
 
 
 def _menu(names: list[str], start: int, traces: int) -> dict[str, object]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from moescope.errors import MoescopeError
-from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
+from moescope.figures.axes import expert_axis, layer_axis, layer_names
 from moescope.figures.pale import details, pale_and_full
-from moescope.figures.theme import colour_bar, plain, row_height, shortened, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import colour_bar, plain, row_height, shortened
 
 TITLE = 62
 """Pixels between rows of panels: two lines of title and the axis."""
@@ -66,30 +66,29 @@ def label_maps(
     rows = -(-len(chosen) // wide)
     layers = result.sizes["layer"]
     panel = row_height(layers) * 0.62 * layers + 18
-    figure = make_subplots(
+    sheet = Sheet(
+        [_title(result["label"].values[index], maps.about[index], ROOM // wide) for index in chosen],
         rows=rows,
         cols=wide,
         shared_xaxes=True,
         shared_yaxes=True,
         horizontal_spacing=0.03 if wide > 2 else 0.05,
         vertical_spacing=min(0.9 / max(rows - 1, 1), TITLE / (rows * (panel + TITLE))),
-        subplot_titles=[_title(result["label"].values[index], maps.about[index], ROOM // wide) for index in chosen],
     )
     for place, index in enumerate(chosen):
         row, column = divmod(place, wide)
         for trace in _panel(result, maps, index):
-            figure.add_trace(trace, row=row + 1, col=column + 1)
-    figure.update_xaxes(expert_axis(result, most=8, title={"text": ""}, tickangle=0))
-    figure.update_yaxes(layer_axis(result, title={"text": ""}))
+            sheet.add_trace(trace, row=row + 1, col=column + 1)
+    sheet.update_xaxes(expert_axis(result, most=8, title={"text": ""}, tickangle=0))
+    sheet.update_yaxes(layer_axis(result, title={"text": ""}))
     if panel > _TALL:
-        figure.update_xaxes(showticklabels=True)
+        sheet.update_xaxes(showticklabels=True)
     for column in range(1, wide + 1):
         lowest = rows if (rows - 1) * wide + column <= len(chosen) else rows - 1
-        figure.update_xaxes(title_text="expert", showticklabels=True, row=lowest, col=column)
+        sheet.update_xaxes(title={"text": "expert"}, showticklabels=True, row=lowest, col=column)
     for row in range(1, rows + 1):
-        figure.update_yaxes(title_text="layer", row=row, col=1)
-    figure.update_layout(
-        template=template("light"),
+        sheet.update_yaxes(title={"text": "layer"}, row=row, col=1)
+    sheet.update_layout(
         height=int(rows * (panel + TITLE) + 90),
         showlegend=False,
         coloraxis={
@@ -98,9 +97,8 @@ def label_maps(
             "colorbar": colour_bar(rows * (panel + TITLE)) | maps.bar,
         },
     )
-    align_titles(figure, len(chosen))
     if labels is None and len(chosen) < known:
-        figure.add_annotation(
+        sheet.add_annotation(
             text=f"{len(chosen)} of {known} labels are drawn, those with the most experts; name others with labels=",
             xref="paper",
             yref="paper",
@@ -111,8 +109,8 @@ def label_maps(
             yshift=40,
             showarrow=False,
         )
-        figure.update_layout(margin={"t": 66})
-    return figure
+        sheet.update_layout(margin={"t": 66})
+    return sheet.figure()
 
 
 def counted(number: float, more: str = "", of: str = "expert") -> str:

@@ -11,7 +11,8 @@ import xarray as xr
 
 from moescope.errors import MoescopeError
 from moescope.figures.pale import beyond, details, pale_and_full
-from moescope.figures.theme import colour_bar, plain, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import colour_bar, plain
 
 CELLS = 400_000
 """Cells that one figure holds: beyond them the page would be too heavy for a browser."""
@@ -60,16 +61,15 @@ def lift_reach(lift: np.ndarray) -> int:
     return int(min(5, max(1, math.ceil(math.log2(max(largest, 2.0))))))
 
 
-def square(figure: go.Figure, width: int, height: int, across: str, down: str, reach: int) -> None:
+def square(sheet: Sheet, width: int, height: int, across: str, down: str, reach: int) -> None:
     """Axes of experts by experts, and the colour bar of lift."""
     ticks = list(range(-reach, reach + 1))
     axis = {"showgrid": False, "zeroline": False, "tick0": 0}
     step = {"dtick": _step(width)}
-    figure.update_xaxes(axis | step | {"title": {"text": across}, "range": [-0.5, width - 0.5]}, row=1, col=1)
+    sheet.update_xaxes(axis | step | {"title": {"text": across}, "range": [-0.5, width - 0.5]}, row=1, col=1)
     step = {"dtick": _step(height)}
-    figure.update_yaxes(axis | step | {"title": {"text": down}, "range": [height - 0.5, -0.5]}, row=1, col=1)
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_yaxes(axis | step | {"title": {"text": down}, "range": [height - 0.5, -0.5]}, row=1, col=1)
+    sheet.update_layout(
         height=SIDE + 130,
         showlegend=False,
         coloraxis={
@@ -91,8 +91,8 @@ def _step(experts: int) -> int:
     return next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, experts) if experts <= 10 * step)
 
 
-def say(figure: go.Figure, text: str) -> None:
+def say(sheet: Sheet, text: str) -> None:
     """A remark above the plot, at its right."""
-    figure.add_annotation(
+    sheet.add_annotation(
         text=text, xref="paper", yref="paper", x=1, y=1, xanchor="right", yanchor="bottom", yshift=22, showarrow=False
     )

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
-from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, row_height, template
+from moescope.figures.axes import expert_axis, layer_axis, layer_names
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, row_height
 
 READ = (
     "Each cell is one expert of one layer: orange does more than a fair share of its layer's work, blue less, a cross "
@@ -34,13 +34,12 @@ def load(result: xr.Dataset) -> go.Figure:
     by_label = "label" in result["count"].dims
     labels = [str(name) for name in result["label"].values] if by_label else ["all"]
     parts = [result.isel(label=index) if by_label else result for index in range(len(labels))]
-    figure = make_subplots(
-        rows=1,
+    sheet = Sheet(
+        ["load of each expert", "busiest expert"],
         cols=2,
         shared_yaxes=True,
         column_widths=[0.8, 0.2],
         horizontal_spacing=0.02,
-        subplot_titles=["load of each expert", "busiest expert"],
     )
     groups = []
     for index, part in enumerate(parts):
@@ -48,15 +47,14 @@ def load(result: xr.Dataset) -> go.Figure:
         groups.append(len(traces))
         for trace, column in traces:
             trace.visible = index == 0
-            figure.add_trace(trace, row=1, col=column)
+            sheet.add_trace(trace, row=1, col=column)
     reach = _reach(result)
     ticks = list(range(-reach, reach + 1)) if reach <= 3 else [-reach, -reach // 2, 0, reach // 2, reach]
-    figure.update_xaxes(expert_axis(result), row=1, col=1)
-    figure.update_xaxes(title_text="× fair share", rangemode="tozero", nticks=5, row=1, col=2)
-    figure.update_yaxes(layer_axis(result), row=1, col=1)
-    figure.update_yaxes(layer_axis(result, title={"text": ""}), row=1, col=2)
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_xaxes(expert_axis(result), row=1, col=1)
+    sheet.update_xaxes(title={"text": "× fair share"}, rangemode="tozero", nticks=5, row=1, col=2)
+    sheet.update_yaxes(layer_axis(result), row=1, col=1)
+    sheet.update_yaxes(layer_axis(result, title={"text": ""}), row=1, col=2)
+    sheet.update_layout(
         height=130 + row_height(result.sizes["layer"]) * result.sizes["layer"],
         showlegend=False,
         bargap=0.35,
@@ -72,9 +70,8 @@ def load(result: xr.Dataset) -> go.Figure:
         },
     )
     if len(parts) > 1:
-        figure.update_layout(updatemenus=[_menu(labels, groups)], margin_t=84)
-    align_titles(figure, 2)
-    return figure
+        sheet.update_layout(updatemenus=[_menu(labels, groups)], margin={"t": 84})
+    return sheet.figure()
 
 
 def _map(part: xr.Dataset) -> go.Heatmap:

@@ -11,7 +11,8 @@ import xarray as xr
 from moescope.analysis.contexts import visible
 from moescope.errors import MoescopeError
 from moescope.figures.axes import DEPTH, layer_names
-from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, shortened, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, shortened
 
 READ_TRUST = (
     "Trustworthiness {numbers} says how many of a point's neighbours here are its neighbours there; distances between "
@@ -115,16 +116,16 @@ def expert_map(
     said = [f"{without:,} expert{'s have' if without != 1 else ' has'} no features and no place" if without else ""]
     if only is not None:
         said.insert(0, f"{row.size} of {int((~np.isnan(x)).sum())} experts in colour")
-    figure = _figure(result, traces, name, bar, "; ".join(part for part in [*said, note] if part))
+    sheet = _sheet(result, traces, name, bar, "; ".join(part for part in [*said, note] if part))
     if values is None:  # as depth is coloured elsewhere, whichever layers are shown; one layer has no depth
         ends = {"cmin": layers.min(), "cmax": layers.max(), "showscale": result.sizes["layer"] > 1}
-        figure.update_layout(coloraxis={"colorscale": DEPTH} | ends)
-    figure.update_layout(
+        sheet.update_layout(coloraxis={"colorscale": DEPTH} | ends)
+    sheet.update_layout(
         meta={"points": [str(layer) for layer in names]},
         showlegend=held.dtype == object,
         legend={"title": {"text": name}, "itemsizing": "constant"},
     )
-    return figure
+    return sheet.figure()
 
 
 gate_map = expert_map
@@ -195,11 +196,11 @@ def token_map(result: xr.Dataset, named: int = 40, layer: str | int | None = Non
         f"{count.size:,} of {int(result['ids']):,} token ids: the most frequent, each at least "
         f"{result.attrs['min_count']} times, {float(result['covered']):.0%} of all tokens"
     )
-    figure = _figure(result, [trace], name, bar, said)
-    low, high = figure.layout.xaxis.range  # pyright: ignore
+    sheet = _sheet(result, [trace], name, bar, said)
+    low, high = sheet.axes()[0]["range"]
     room = 0.04 * (high - low)  # for names at the edges
-    figure.update_xaxes(range=[low - room, high + room])
-    return figure
+    sheet.update_xaxes(range=[low - room, high + room])
+    return sheet.figure()
 
 
 def _printed(text: str) -> str:
@@ -257,23 +258,22 @@ def _kind(place: int) -> dict[str, Any]:
     return {"color": colours[place % len(colours)], "symbol": symbols[place // len(colours) % len(symbols)]}
 
 
-def _figure(
-    result: xr.Dataset, traces: list[go.Scatter], colour: str, bar: dict[str, Any], said: str = ""
-) -> go.Figure:
-    figure = go.Figure(traces)
+def _sheet(result: xr.Dataset, traces: list[go.Scatter], colour: str, bar: dict[str, Any], said: str = "") -> Sheet:
+    sheet = Sheet()
+    for trace in traces:
+        sheet.add_trace(trace)
     blank = {"showgrid": False, "showticklabels": False, "zeroline": False, "title": {"text": ""}}
     points = np.concatenate(
         [np.stack([np.asarray(t.x, dtype=float), np.asarray(t.y, dtype=float)], axis=-1) for t in traces]
     )
     low, high = _bulk(points)
     beyond = int(((points < low) | (points > high)).any(axis=1).sum())
-    figure.update_xaxes(blank | {"range": [low[0], high[0]]})
+    sheet.update_xaxes(blank | {"range": [low[0], high[0]]})
     # Not at one scale: the axes of a map have no unit, and a page is wider than high.
-    figure.update_yaxes(blank | {"range": [low[1], high[1]]})
+    sheet.update_yaxes(blank | {"range": [low[1], high[1]]})
     quality = _quality(result)
     far = f", {beyond} of them outside the frame (autoscale shows them)" if beyond else ""
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_layout(
         height=560,
         showlegend=False,
         title={
@@ -290,7 +290,7 @@ def _figure(
         },
         margin={"t": 84 if said else 66, "b": 16, "l": 16},
     )
-    return figure
+    return sheet
 
 
 def _bulk(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from moescope.errors import MoescopeError
-from moescope.figures.axes import align_titles, layer_names
-from moescope.figures.theme import BLUE, GREY, ORANGE, template
+from moescope.figures.axes import layer_names
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, ORANGE
 
 READ = (
     "A dot is a pair of experts whose neurons were matched. Left: how alike those are; the grey bar goes from "
@@ -46,14 +46,10 @@ def neuron_matching(result: xr.Dataset) -> go.Figure:
     keep = first < second
     at = row[keep], first[keep], second[keep]
     beyond = result["redundant"].values[at]
-    figure = make_subplots(
-        rows=1,
-        cols=2,
-        column_widths=[0.58, 0.42],
-        horizontal_spacing=0.13,
-        subplot_titles=["matched neurons", "matched against in place"],
+    sheet = Sheet(
+        ["matched neurons", "matched against in place"], cols=2, column_widths=[0.58, 0.42], horizontal_spacing=0.13
     )
-    figure.add_trace(_null(result, names), row=1, col=1)
+    sheet.add_trace(_null(result, names), row=1, col=1)
     for which, colour, words in ((~beyond, BLUE, "within the null"), (beyond, ORANGE, "beyond the null")):
         chosen = tuple(part[which] for part in at)
         look: dict[str, Any] = {
@@ -69,31 +65,35 @@ def neuron_matching(result: xr.Dataset) -> go.Figure:
                 "p = %{customdata[5]:.2g} over all matched pairs<extra></extra>"
             ),
         }
-        figure.add_trace(go.Scatter(x=[names[r] for r in chosen[0]], **look), row=1, col=1)
-        figure.add_trace(go.Scatter(x=result["in_place"].values[chosen], showlegend=False, **look), row=1, col=2)
+        sheet.add_trace(go.Scatter(x=[names[r] for r in chosen[0]], **look), row=1, col=1)
+        sheet.add_trace(go.Scatter(x=result["in_place"].values[chosen], showlegend=False, **look), row=1, col=2)
     both = np.concatenate([values[at], result["in_place"].values[at]])
     low, high = (float(both.min()), float(both.max())) if both.size else (0.0, 1.0)
     edge = 0.06 * max(high - low, 0.01)
-    figure.add_trace(
+    sheet.add_trace(
         go.Scatter(x=[low, high], y=[low, high], mode="lines", line={"color": GREY, "width": 1.2, "dash": "dot"},
                    hoverinfo="skip", showlegend=False, name="same places"),
         row=1, col=2,
     )  # fmt: skip
-    figure.update_xaxes(
-        title_text="layer", type="category", categoryorder="array", categoryarray=names, showgrid=False, row=1, col=1
+    sheet.update_xaxes(
+        title={"text": "layer"},
+        type="category",
+        categoryorder="array",
+        categoryarray=names,
+        showgrid=False,
+        row=1,
+        col=1,
     )
-    figure.update_yaxes(title_text="mean cosine of matched neurons", row=1, col=1)
-    figure.update_xaxes(
-        title_text="mean cosine of neurons of the same number", range=[low - edge, high + edge], row=1, col=2
+    sheet.update_yaxes(title={"text": "mean cosine of matched neurons"}, row=1, col=1)
+    sheet.update_xaxes(
+        title={"text": "mean cosine of neurons of the same number"}, range=[low - edge, high + edge], row=1, col=2
     )
-    figure.update_yaxes(title_text="of matched neurons", range=[low - edge, high + edge], row=1, col=2)
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_yaxes(title={"text": "of matched neurons"}, range=[low - edge, high + edge], row=1, col=2)
+    sheet.update_layout(
         height=420,
         legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"},
     )
-    align_titles(figure, 2)
-    return figure
+    return sheet.figure()
 
 
 def _null(result: xr.Dataset, names: list[str]) -> go.Bar:

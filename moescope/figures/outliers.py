@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from moescope.analysis.labelled import expert_name, layer_names
-from moescope.figures.axes import align_titles
-from moescope.figures.theme import BLUE, GREY, ORANGE, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, ORANGE
 
 READ = (
     "Left: the largest output of every expert, in order; an expert of the pooled layers is a super expert by the "
@@ -39,35 +38,32 @@ def super_experts(result: xr.Dataset) -> go.Figure:
     Args:
         result: from `analysis.super_experts` or `super_experts_from_maxima`.
     """
-    figure = make_subplots(
-        rows=1,
+    sheet = Sheet(
+        ["all experts, largest first", "layer by layer"],
         cols=2,
         column_widths=[0.5, 0.5],
         horizontal_spacing=0.07,
         shared_yaxes=True,
-        subplot_titles=["all experts, largest first", "layer by layer"],
     )
     for trace in [*_thresholds(result), *_sorted(result)]:
-        figure.add_trace(trace, row=1, col=1)
+        sheet.add_trace(trace, row=1, col=1)
     for trace in _by_layer(result):
-        figure.add_trace(trace, row=1, col=2)
-    figure.update_xaxes(title_text="rank", row=1, col=1)
+        sheet.add_trace(trace, row=1, col=2)
+    sheet.update_xaxes(title={"text": "rank"}, row=1, col=1)
     step = -(-(int(np.ptp(result["layer"].values)) + 1) // 16)
-    figure.update_xaxes(title_text="layer", showgrid=False, tick0=0, dtick=step, row=1, col=2)
+    sheet.update_xaxes(title={"text": "layer"}, showgrid=False, tick0=0, dtick=step, row=1, col=2)
     if not _numbered(result):
-        figure.update_xaxes(type="category", row=1, col=2)
-    figure.update_yaxes(type="log", dtick=1, tickformat="~g", row=1)
-    figure.update_yaxes(showticklabels=True, row=1, col=2)
-    figure.update_yaxes(title_text="largest |output|", row=1, col=1)
-    figure.update_layout(
-        template=template("light"),
+        sheet.update_xaxes(type="category", row=1, col=2)
+    sheet.update_yaxes(type="log", dtick=1, tickformat="~g", row=1)
+    sheet.update_yaxes(showticklabels=True, row=1, col=2)
+    sheet.update_yaxes(title={"text": "largest |output|"}, row=1, col=1)
+    sheet.update_layout(
         height=420,
         meta={"points": layer_names(result)},
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.23, "yanchor": "top"},
-        margin_b=96,
+        margin={"b": 96},
     )
-    align_titles(figure, 2)
-    return figure
+    return sheet.figure()
 
 
 def _sorted(result: xr.Dataset) -> list[go.Scatter]:

@@ -12,7 +12,8 @@ import xarray as xr
 
 from moescope.figures.axes import layer_names
 from moescope.figures.menus import menu
-from moescope.figures.theme import GREY, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import GREY
 
 READ = (
     "Each band is a path through the window's layers, as wide as its tokens are many: orange where controls, whose "
@@ -50,14 +51,14 @@ def paths(result: xr.Dataset, level: float = 0.05, most: int = 40, bands: str | 
         for kind, drawn in (("paths", _path_bands(result, level, most)), ("transitions", _transition_bands(result)))
         if bands in (None, kind)
     ]
-    figure = go.Figure()
+    sheet = Sheet()
     for place, sankey in enumerate(sankeys):
         sankey.visible = place == 0
-        figure.add_trace(sankey)
+        sheet.add_trace(sankey)
     steps, layers = result.sizes["step"], layer_names(result)
     fullest = max(max(np.unique(sankey.node.x, return_counts=True)[1]) for sankey in sankeys)
     for step in range(steps):
-        figure.add_annotation(
+        sheet.add_annotation(
             text=f"layer {layers[step]}",
             x=step / (steps - 1),
             y=1.0,
@@ -76,15 +77,14 @@ def paths(result: xr.Dataset, level: float = 0.05, most: int = 40, bands: str | 
         shown = min(most, result.sizes["path"])
         said += f" · the {shown} paths drawn carry {float(result['share'].values[:shown].sum()):.1%} of the tokens"
         said += " · not tested, so all are grey" * bool(np.isnan(result["p"].values).all())
-    figure.add_annotation(text=said, x=0, y=0, xref="paper", yref="paper", xanchor="left", yanchor="top", yshift=-16)
-    figure.update_layout(
-        template=template("light"),
+    sheet.add_annotation(text=said, x=0, y=0, xref="paper", yref="paper", xanchor="left", yanchor="top", yshift=-16)
+    sheet.update_layout(
         height=_sankey_height([range(int(fullest))]) + 160,
         margin={"t": 96 if bands is None else 40, "b": 64, "l": 24, "r": 40},
     )
     if bands is None:
-        figure.update_layout(updatemenus=[menu(["strongest paths", "strongest transitions"], [1, 1], 0)])
-    return figure
+        sheet.update_layout(updatemenus=[menu(["strongest paths", "strongest transitions"], [1, 1], 0)])
+    return sheet.figure()
 
 
 Band = tuple[int, int, int, float, str, str]

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
 from moescope.figures.marks import chance_ticks, whiskers
-from moescope.figures.theme import BLUE, GREY, ORANGE, row_height, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, ORANGE, row_height
 
 READ = (
     "Above, left: the share of steps from one MoE layer to the next at which a {judged} token changes device; the ring "
@@ -56,7 +56,10 @@ def placement(result: xr.Dataset) -> go.Figure:
     bars, rows = 30 * len(methods) + 40, row_height(result.sizes["layer"]) * result.sizes["layer"]
     timed = bool(np.isfinite(result["microseconds"].values).any())
     panels = 2 + timed
-    figure = make_subplots(
+    sheet = Sheet(
+        ["steps at which a token changes device", "busiest device"]
+        + ["time per token"] * timed
+        + ["device of each expert" + "; blank: replicas on several" * _replicated(result)],
         rows=2,
         cols=panels,
         specs=[[{}] * panels, [{"colspan": panels}, *[None] * (panels - 1)]],
@@ -65,36 +68,31 @@ def placement(result: xr.Dataset) -> go.Figure:
         vertical_spacing=110 / (bars + rows + 110),
         horizontal_spacing=0.04,
         shared_yaxes=True,
-        subplot_titles=["steps at which a token changes device", "busiest device"]
-        + ["time per token"] * timed
-        + ["device of each expert" + "; blank: replicas on several" * _replicated(result)],
     )
     for trace in _crossings(result):
-        figure.add_trace(trace, row=1, col=1)
+        sheet.add_trace(trace, row=1, col=1)
     for trace in _imbalance(result):
-        figure.add_trace(trace, row=1, col=2)
+        sheet.add_trace(trace, row=1, col=2)
     if timed:
-        figure.add_trace(_times(result), row=1, col=3)
-        figure.update_xaxes(title_text="µs", rangemode="tozero", nticks=4, exponentformat="none", row=1, col=3)
+        sheet.add_trace(_times(result), row=1, col=3)
+        sheet.update_xaxes(title={"text": "µs"}, rangemode="tozero", nticks=4, exponentformat="none", row=1, col=3)
     lines = [(float(result["expected_random"]), GREY)]
     lines += [(float(result["bound_per_step"]), ORANGE)] if float(result["bound_per_step"]) > 0 else []
     for value, colour in lines:
         line = {"color": colour, "width": 2, "dash": "dash"}
-        figure.add_vline(x=value, line=line, row=1, col=1)  # pyright: ignore[reportArgumentType]
+        sheet.add_vline(x=value, line=line, row=1, col=1)
     for index, name in enumerate(methods):
-        figure.add_trace(_map(result.isel(plan=index), name, visible=index == 0), row=2, col=1)
+        sheet.add_trace(_map(result.isel(plan=index), name, visible=index == 0), row=2, col=1)
     highest = np.nanmax([*result["crossings_per_step"].values, float(result["expected_random"])])
-    figure.update_xaxes(title_text="share of steps", tickformat=".0%", range=[0, 1.12 * highest], row=1, col=1)
-    figure.update_xaxes(title_text="× fair share", rangemode="tozero", nticks=6, row=1, col=2)
+    sheet.update_xaxes(title={"text": "share of steps"}, tickformat=".0%", range=[0, 1.12 * highest], row=1, col=1)
+    sheet.update_xaxes(title={"text": "× fair share"}, rangemode="tozero", nticks=6, row=1, col=2)
     shown = [NAMES.get(name, name) for name in methods]
     category = {"type": "category", "categoryorder": "array", "categoryarray": shown[::-1], "showgrid": False}
-    figure.update_yaxes(category, row=1)
-    figure.update_xaxes(expert_axis(result), row=2, col=1)
-    figure.update_yaxes(layer_axis(result), row=2, col=1)
-    traces: Any = figure.data
-    fixed = len(traces) - len(methods)
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_yaxes(category, row=1)
+    sheet.update_xaxes(expert_axis(result), row=2, col=1)
+    sheet.update_yaxes(layer_axis(result), row=2, col=1)
+    fixed = len(sheet.traces) - len(methods)
+    sheet.update_layout(
         height=bars + rows + 250,
         showlegend=False,
         bargap=0.35,
@@ -110,10 +108,9 @@ def placement(result: xr.Dataset) -> go.Figure:
                 "yanchor": "bottom",
             }
         },
-        updatemenus=[_menu(methods, fixed, figure, panels)],
+        updatemenus=[_menu(methods, fixed, sheet.axes(2, 1)[1]["domain"][1])],
     )
-    _titles_left(figure, panels)
-    return figure
+    return sheet.figure()
 
 
 def _crossings(result: xr.Dataset) -> list[Any]:
@@ -226,9 +223,7 @@ def _few(devices: int) -> list[int]:
     return list(range(0, devices, max(1, -(-devices // 8))))
 
 
-def _menu(methods: list[str], fixed: int, figure: go.Figure, panels: int) -> dict[str, Any]:
-    layout: Any = figure.layout
-    top: float = layout[f"yaxis{panels + 1}"].domain[1]
+def _menu(methods: list[str], fixed: int, top: float) -> dict[str, Any]:
     buttons = [
         {
             "label": NAMES.get(name, name),
@@ -238,10 +233,3 @@ def _menu(methods: list[str], fixed: int, figure: go.Figure, panels: int) -> dic
         for index, name in enumerate(methods)
     ]
     return {"buttons": buttons, "x": 1, "xanchor": "right", "y": top, "yanchor": "bottom", "pad": {"b": 6}}
-
-
-def _titles_left(figure: go.Figure, panels: int) -> None:
-    layout: Any = figure.layout
-    axes = ["xaxis", *(f"xaxis{number}" for number in range(2, panels + 2))]
-    for annotation, axis in zip(layout.annotations[: panels + 1], axes, strict=True):
-        annotation.update(x=layout[axis].domain[0], xanchor="left", align="left", font={"size": 13})

@@ -9,8 +9,9 @@ import xarray as xr
 from moescope.analysis.labelled import row_of_expert
 from moescope.errors import MoescopeError
 from moescope.figures.marks import limits, whiskers
+from moescope.figures.sheets import Sheet
 from moescope.figures.specialisation import standing
-from moescope.figures.theme import BLUE, GREY, ORANGE, plain, shortened, template
+from moescope.figures.theme import BLUE, GREY, ORANGE, plain, shortened
 
 READ = (
     "Each row is one label. The dot is this expert's nPMI with it: 0 if it fires on the label's tokens as often as on "
@@ -49,9 +50,9 @@ def expert_labels(result: xr.Dataset, site: str, expert: int) -> go.Figure:
     places = np.arange(order.size)  # not the names: two labels may look alike
     names = [plain(name) for name in result["label"].values[order]]
     stands = standing(result, LEVEL)[row, expert]
-    figure = go.Figure()
+    sheet = Sheet()
     low, high = part["null_mean"].values[order], part["null_p99"].values[order]
-    figure.add_trace(
+    sheet.add_trace(
         go.Bar(
             x=high - low,
             base=low,
@@ -67,17 +68,17 @@ def expert_labels(result: xr.Dataset, site: str, expert: int) -> go.Figure:
             "%{customdata[1]:.3f}<extra></extra>",
         )
     )
-    figure.add_trace(_dots(part, order, places, names, stands))
-    figure.add_vline(x=0, line={"color": GREY, "width": 1})
-    figure.update_xaxes(title_text="nPMI", nticks=7)
+    sheet.add_trace(_dots(part, order, places, names, stands))
+    sheet.add_vline(x=0, line={"color": GREY, "width": 1})
+    sheet.update_xaxes(title={"text": "nPMI"}, nticks=7)
     ticks = {"tickvals": places, "ticktext": [plain(shortened(name, 28)) for name in result["label"].values[order]]}
-    figure.update_yaxes(ticks, range=[-0.6, order.size - 0.4], showgrid=False, zeroline=False)
-    figure.update_layout(template=template("light"), height=84 + 30 * len(names), showlegend=False, margin_t=16)
+    sheet.update_yaxes(ticks, range=[-0.6, order.size - 0.4], showgrid=False, zeroline=False)
+    sheet.update_layout(height=84 + 30 * len(names), showlegend=False, margin={"t": 16})
     if known.size > order.size:
         place = {"xref": "paper", "yref": "paper", "x": 1, "y": 1, "xanchor": "right", "yanchor": "bottom"}
-        figure.add_annotation(text=f"the {order.size} furthest from 0, of {known.size} labels", **place)
-        figure.update_layout(margin_t=30, height=98 + 30 * len(names))
-    return figure
+        sheet.add_annotation(text=f"the {order.size} furthest from 0, of {known.size} labels", **place)
+        sheet.update_layout(margin={"t": 30}, height=98 + 30 * len(names))
+    return sheet.figure()
 
 
 def _dots(part: xr.Dataset, order: np.ndarray, places: np.ndarray, names: list[str], stands: np.ndarray) -> go.Scatter:

@@ -10,7 +10,8 @@ import xarray as xr
 
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
 from moescope.figures.grids import absent
-from moescope.figures.theme import ORANGE, colour_bar, row_height, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import ORANGE, colour_bar, row_height
 
 READ = (
     "The darker a cell, the more of the tokens shown so far went to that expert; the orange squares are the experts of "
@@ -74,11 +75,12 @@ def replay(result: xr.Dataset, steps: int | None = None) -> go.Figure:
         showlegend=False,
     )
     exists = ~np.isnan(counts)
-    figure = go.Figure([cells, last] if exists.all() else [cells, last, absent(exists, names)])
-    figure.update_xaxes(expert_axis(result.assign_coords(expert=np.arange(width))))
-    figure.update_yaxes(layer_axis(result))
-    figure.update_layout(
-        template=template("light"),
+    sheet = Sheet()
+    for trace in (cells, last) if exists.all() else (cells, last, absent(exists, names)):
+        sheet.add_trace(trace)
+    sheet.update_xaxes(expert_axis(result.assign_coords(expert=np.arange(width))))
+    sheet.update_yaxes(layer_axis(result))
+    sheet.update_layout(
         height=96 + height,
         margin={"t": 16},
         showlegend=False,
@@ -88,4 +90,4 @@ def replay(result: xr.Dataset, steps: int | None = None) -> go.Figure:
             "colorbar": {"title": {"text": "tokens"}} | colour_bar(height),
         },
     )
-    return figure
+    return sheet.figure()

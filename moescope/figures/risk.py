@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
+from moescope.figures.axes import expert_axis, layer_axis, layer_names
 from moescope.figures.pale import beyond, details, pale_and_full, untested
-from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, row_height, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, row_height
 
 READ = (
     "Orange: the expert is active more often on the first set, blue: on the second. In the map full colour stands at "
@@ -39,16 +39,16 @@ def risk_difference(result: xr.Dataset, level: float = 0.05, strongest: int = 10
     counted = "not tested" if untested(q) else counted
     layers = result.sizes["layer"]
     height = max(row_height(layers) * layers, 17 * len(cells)) + 150
-    figure = make_subplots(
-        cols=2,
-        column_widths=[0.58, 0.42],
-        horizontal_spacing=0.16,
-        subplot_titles=[
+    sheet = Sheet(
+        [
             f"<b>P(active | {first}) − P(active | {second})</b><br><span style='font-size:11px'>"
             f"{'every expert is active equally often on both' if same else counted}</span>",
             "<b>The strongest</b><br><span style='font-size:11px'>"
             f"{'none: no expert differs' if same else '95 % intervals; grey: sets dealt anew'}</span>",
         ],
+        cols=2,
+        column_widths=[0.58, 0.42],
+        horizontal_spacing=0.16,
     )
     for trace in pale_and_full(
         value,
@@ -66,19 +66,18 @@ def risk_difference(result: xr.Dataset, level: float = 0.05, strongest: int = 10
             "p = %{customdata[4]:.2g}, q = %{customdata[5]:.2g}, family-wise p = %{customdata[6]:.2g}<extra></extra>"
         ),
     ):
-        figure.add_trace(trace, row=1, col=1)
+        sheet.add_trace(trace, row=1, col=1)
     for trace in _forest(result, cells):
-        figure.add_trace(trace, row=1, col=2)
+        sheet.add_trace(trace, row=1, col=2)
     reach = float(max(0.01, np.nanmax(np.abs(value), initial=0.0)))
-    figure.update_xaxes(expert_axis(result), row=1, col=1)
-    figure.update_yaxes(layer_axis(result), row=1, col=1)
-    figure.update_yaxes(autorange="reversed", showgrid=False, ticklabelstandoff=4, row=1, col=2)
-    figure.update_xaxes(title_text="risk difference", zeroline=True, zerolinecolor=GREY, row=1, col=2)
+    sheet.update_xaxes(expert_axis(result), row=1, col=1)
+    sheet.update_yaxes(layer_axis(result), row=1, col=1)
+    sheet.update_yaxes(autorange="reversed", showgrid=False, ticklabelstandoff=4, row=1, col=2)
+    sheet.update_xaxes(title={"text": "risk difference"}, zeroline=True, zerolinecolor=GREY, row=1, col=2)
     if same:
-        figure.update_xaxes(visible=False, row=1, col=2)
-        figure.update_yaxes(visible=False, row=1, col=2)
-    figure.update_layout(
-        template=template("light"),
+        sheet.update_xaxes(visible=False, row=1, col=2)
+        sheet.update_yaxes(visible=False, row=1, col=2)
+    sheet.update_layout(
         height=int(height),
         margin={"t": 70},
         showlegend=False,
@@ -88,8 +87,7 @@ def risk_difference(result: xr.Dataset, level: float = 0.05, strongest: int = 10
             "colorbar": colour_bar(height - 150) | {"x": 0.5, "xanchor": "left", "tickformat": "+.3~g", "nticks": 7},
         },
     )
-    align_titles(figure, 2)
-    return figure
+    return sheet.figure()
 
 
 risk_difference_between = risk_difference

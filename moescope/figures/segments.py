@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from moescope.errors import MoescopeError
-from moescope.figures.axes import align_titles, expert_axis, layer_axis, layer_names
+from moescope.figures.axes import expert_axis, layer_axis, layer_names
 from moescope.figures.caching import switch
-from moescope.figures.theme import BLUE, GREY, ORANGE, plain, row_height, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, ORANGE, plain, row_height
 
 READ = (
     "Left: the best F1 that a router held fixed for m tokens can reach in the whole model (blue, with 95 % limits). "
@@ -53,7 +53,8 @@ def consistency(result: xr.Dataset, window: int | None = None) -> go.Figure:
     options = [(part, first) for part in parts] if by_label else [(result, place) for place in range(len(windows))]
     rows = row_height(result.sizes["layer"]) * result.sizes["layer"]
     height = max(rows, 230)
-    figure = make_subplots(
+    sheet = Sheet(
+        ["the whole model", "each layer", "each expert, beyond its load"],
         rows=2,
         cols=2,
         specs=[[{}, {}], [{"colspan": 2}, None]],
@@ -61,7 +62,6 @@ def consistency(result: xr.Dataset, window: int | None = None) -> go.Figure:
         row_heights=[height / (height + rows), rows / (height + rows)],
         vertical_spacing=100 / (height + rows + 100),
         horizontal_spacing=0.08,
-        subplot_titles=["the whole model", "each layer", "each expert, beyond its load"],
     )
     drawn: list[list[Any]] = []
     for place, (part, at) in enumerate(options):
@@ -71,17 +71,16 @@ def consistency(result: xr.Dataset, window: int | None = None) -> go.Figure:
         for trace, row, column in traces:
             # Without labels the left panel shows all windows, whichever is chosen.
             trace.visible = place == (0 if by_label else first) or (not by_label and (row, column) == (1, 1))
-            figure.add_trace(trace, row=row, col=column)
+            sheet.add_trace(trace, row=row, col=column)
         drawn.append([trace for trace, _, _ in traces])
-    figure.update_xaxes(type="log", title_text="tokens of a segment, m", tickvals=windows, row=1, col=1)
-    figure.update_yaxes(title_text="SRP", row=1, col=1)
-    figure.update_xaxes(title_text="SRP", row=1, col=2)
-    figure.update_yaxes(layer_axis(result), row=1, col=2)
-    figure.update_xaxes(expert_axis(result), row=2, col=1)
-    figure.update_yaxes(layer_axis(result), row=2, col=1)
+    sheet.update_xaxes(type="log", title={"text": "tokens of a segment, m"}, tickvals=windows, row=1, col=1)
+    sheet.update_yaxes(title={"text": "SRP"}, row=1, col=1)
+    sheet.update_xaxes(title={"text": "SRP"}, row=1, col=2)
+    sheet.update_yaxes(layer_axis(result), row=1, col=2)
+    sheet.update_xaxes(expert_axis(result), row=2, col=1)
+    sheet.update_yaxes(layer_axis(result), row=2, col=1)
     reach = max(0.05, float(np.nanmax(np.abs(_excess(result)), initial=0.0)))
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_layout(
         height=height + rows + 260,
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "yref": "container"},
         margin={"t": 72},
@@ -94,9 +93,8 @@ def consistency(result: xr.Dataset, window: int | None = None) -> go.Figure:
     )
     if len(options) > 1:
         names = [plain(name) for name in result["label"].values] if by_label else [f"m = {m}" for m in windows]
-        figure.update_layout(updatemenus=[switch(names, drawn, 0 if by_label else first, keep=0 if by_label else 5)])
-    align_titles(figure, 3)
-    return figure
+        sheet.update_layout(updatemenus=[switch(names, drawn, 0 if by_label else first, keep=0 if by_label else 5)])
+    return sheet.figure()
 
 
 def _segments(part: xr.Dataset) -> list[Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from moescope.figures.axes import align_titles, depth_colours, layer_names
+from moescope.figures.axes import depth_colours, layer_names
 from moescope.figures.menus import menu
-from moescope.figures.theme import GREY, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import GREY
 
 READ = (
     "A line for each layer, blue for the first to orange for the last. Left: the share of tokens whose first expert "
@@ -34,30 +34,23 @@ def fluctuation(result: xr.Dataset) -> go.Figure:
         result: from `analysis.fluctuation`; with several labels, a menu chooses among them.
     """
     labels = [str(name) for name in result["label"].values]
-    figure = make_subplots(
-        rows=1,
-        cols=len(PANELS),
-        shared_yaxes=True,
-        horizontal_spacing=0.03,
-        subplot_titles=[title for *_, title in PANELS],
-    )
+    sheet = Sheet([title for *_, title in PANELS], cols=len(PANELS), shared_yaxes=True, horizontal_spacing=0.03)
     groups = []
     for index in range(len(labels)):
         part, drawn = result.isel(label=index), 0
         for column, (name, control, _) in enumerate(PANELS, 1):
             for trace in _lines(part, name, control):
                 trace.visible = index == 0
-                figure.add_trace(trace, row=1, col=column)
+                sheet.add_trace(trace, row=1, col=column)
                 drawn += 1
         groups.append(drawn)
-    figure.update_xaxes(title_text="training step", nticks=7)
-    figure.update_yaxes(tickformat=".0%", range=[0, 1.03])
-    figure.update_yaxes(title_text="share of tokens", row=1, col=1)
-    figure.update_layout(template=template("light"), height=430, showlegend=False)
+    sheet.update_xaxes(title={"text": "training step"}, nticks=7)
+    sheet.update_yaxes(tickformat=".0%", range=[0, 1.03])
+    sheet.update_yaxes(title={"text": "share of tokens"}, row=1, col=1)
+    sheet.update_layout(height=430, showlegend=False)
     if len(labels) > 1:
-        figure.update_layout(updatemenus=[menu(labels, groups, 0)], margin_t=92)
-    align_titles(figure, len(PANELS))
-    return figure
+        sheet.update_layout(updatemenus=[menu(labels, groups, 0)], margin={"t": 92})
+    return sheet.figure()
 
 
 def _lines(part: xr.Dataset, name: str, control: str | None) -> list[go.Scatter]:

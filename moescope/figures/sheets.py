@@ -28,7 +28,7 @@ class Sheet:
         """Empty panels.
 
         Args:
-            titles: of the panels, row by row.
+            titles: of the panels, row by row; the last may have none.
             geometry: as `plotly.subplots.make_subplots` takes it; one panel without any.
         """
         self.layout: dict[str, Any] = {"xaxis": {}, "yaxis": {}}
@@ -37,7 +37,7 @@ class Sheet:
         if geometry or titles:
             text, self._axes = _panels(json.dumps(geometry))
             self.layout = json.loads(text)
-        for title, (across, down) in zip(titles, self._axes.values(), strict=bool(titles)):
+        for title, (across, down) in zip(titles, self._axes.values(), strict=False):
             self.add_annotation(
                 text=title, x=self.layout[across]["domain"][0], y=self.layout[down]["domain"][1], xref="paper",
                 yref="paper", xanchor="left", yanchor="bottom", showarrow=False, align="left", font={"size": 13},
@@ -46,7 +46,7 @@ class Sheet:
     def add_trace(self, trace: Any, row: int = 1, col: int = 1) -> None:
         """Draws a trace in a panel."""
         across, down = self._axes[row, col]
-        if across != "xaxis" or down != "yaxis":
+        if len(self._axes) > 1:
             trace.xaxis, trace.yaxis = across.replace("axis", ""), down.replace("axis", "")
         self.traces.append(trace)
 
@@ -69,6 +69,11 @@ class Sheet:
     def add_shape(self, **settings: Any) -> None:
         """A line or a box on the figure."""
         self.layout.setdefault("shapes", []).append(settings)
+
+    def add_vline(self, x: float, row: int = 1, col: int = 1, **settings: Any) -> None:
+        """A line at `x` from the bottom of a panel to its top."""
+        across, down = (name.replace("axis", "") for name in self._axes[row, col])
+        self.add_shape(type="line", x0=x, x1=x, y0=0, y1=1, xref=across, yref=f"{down} domain", **settings)
 
     def axes(self, row: int = 1, col: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
         """The settings so far of a panel's (x, y) axis."""

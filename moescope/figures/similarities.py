@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from moescope.errors import MoescopeError
-from moescope.figures.axes import align_titles, layer_names
-from moescope.figures.theme import BLUE, ORANGE, colour_bar, template
+from moescope.figures.axes import layer_names
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, ORANGE, colour_bar
 
 READ = (
     "One square per layer: how alike each two of its experts are ({metric}). Experts are ordered so that similar ones "
@@ -69,26 +69,25 @@ def similarity(
     wide = columns or min(len(chosen), 3)
     rows = -(-len(chosen) // wide)
     names = layer_names(result)
-    figure = make_subplots(
+    sheet = Sheet(
+        [_title(result, row, names[row]) for row in chosen],
         rows=rows,
         cols=wide,
         horizontal_spacing=0.3 / max(wide, 2) * 0.5,
         vertical_spacing=min(0.9 / max(rows - 1, 1), TITLE / (rows * (PANEL + TITLE)) * 1.6),
-        subplot_titles=[_title(result, row, names[row]) for row in chosen],
     )
     for place, row in enumerate(chosen):
         line, column = divmod(place, wide)
         order, traces = _panel(result, row)
         for trace in traces:
-            figure.add_trace(trace, row=line + 1, col=column + 1)
+            sheet.add_trace(trace, row=line + 1, col=column + 1)
         axis = _expert_ticks(order)
-        figure.update_xaxes(axis, row=line + 1, col=column + 1)
-        figure.update_yaxes(axis | {"range": axis["range"][::-1]}, row=line + 1, col=column + 1)
-    figure.update_xaxes(title_text="expert", row=rows, col=1)
-    figure.update_yaxes(title_text="expert", col=1)
+        sheet.update_xaxes(axis, row=line + 1, col=column + 1)
+        sheet.update_yaxes(axis | {"range": axis["range"][::-1]}, row=line + 1, col=column + 1)
+    sheet.update_xaxes(title={"text": "expert"}, row=rows, col=1)
+    sheet.update_yaxes(title={"text": "expert"}, col=1)
     low, high = _range(result)
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_layout(
         height=int(rows * (PANEL + TITLE) + 90),
         showlegend=False,
         coloraxis={
@@ -97,13 +96,12 @@ def similarity(
             "colorbar": {"title": {"text": "similarity", "side": "right"}, "nticks": 6} | colour_bar(rows * PANEL),
         },
     )
-    align_titles(figure, len(chosen))
     if layers is None and len(chosen) < len(numbers):
-        figure.add_annotation(
+        sheet.add_annotation(
             text=f"the {len(chosen)} of {len(numbers)} layers with the closest pairs; name others with layers=",
             xref="paper", yref="paper", x=1, y=1, xanchor="right", yanchor="bottom", yshift=24, showarrow=False,
         )  # fmt: skip
-    return figure
+    return sheet.figure()
 
 
 # One figure for every way to compare experts; each result names its own measure.
@@ -141,15 +139,9 @@ def norm_against_score(result: xr.Dataset) -> go.Figure:
     even = 1 / max(len(share), 1)
     beyond = share - even
     reach = float(np.nanmax(np.abs(beyond), initial=0.01))
-    figure = make_subplots(
-        rows=1,
-        cols=2,
-        column_widths=[0.42, 0.58],
-        horizontal_spacing=0.17,
-        subplot_titles=["all layers together", "each layer"],
-    )
+    sheet = Sheet(["all layers together", "each layer"], cols=2, column_widths=[0.42, 0.58], horizontal_spacing=0.17)
     ranks = np.arange(1, len(share) + 1)
-    figure.add_trace(
+    sheet.add_trace(
         go.Heatmap(
             z=beyond,
             x=ranks,
@@ -175,7 +167,7 @@ def norm_against_score(result: xr.Dataset) -> go.Figure:
     ):
         value = result[name].values
         high, low = result[f"{name}_high"].values - value, value - result[f"{name}_low"].values
-        figure.add_trace(
+        sheet.add_trace(
             go.Scatter(
                 x=names,
                 y=value,
@@ -193,21 +185,19 @@ def norm_against_score(result: xr.Dataset) -> go.Figure:
             row=1,
             col=2,
         )
-    figure.add_hline(y=0, line_width=1, row=1, col=2)  # pyright: ignore[reportArgumentType]
-    figure.update_xaxes(title_text="rank by output norm", dtick=1, showgrid=False, row=1, col=1)
-    figure.update_yaxes(
-        title_text="rank by routing weight", dtick=1, autorange="reversed", showgrid=False, row=1, col=1
+    sheet.add_shape(type="line", x0=0, x1=1, y0=0, y1=0, xref="x2 domain", yref="y2", line={"width": 1})
+    sheet.update_xaxes(title={"text": "rank by output norm"}, dtick=1, showgrid=False, row=1, col=1)
+    sheet.update_yaxes(
+        title={"text": "rank by routing weight"}, dtick=1, autorange="reversed", showgrid=False, row=1, col=1
     )
-    figure.update_xaxes(title_text="layer", type="category", row=1, col=2)
-    figure.update_yaxes(title_text="rank correlation within tokens", row=1, col=2)
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_xaxes(title={"text": "layer"}, type="category", row=1, col=2)
+    sheet.update_yaxes(title={"text": "rank correlation within tokens"}, row=1, col=2)
+    sheet.update_layout(
         height=380,
         legend={"orientation": "h", "y": 1.0, "x": 1, "xanchor": "right", "yanchor": "bottom"},
         coloraxis={"cmin": -reach, "cmax": reach, "showscale": False},
     )
-    align_titles(figure, 2)
-    return figure
+    return sheet.figure()
 
 
 def _title(result: xr.Dataset, row: int, name: str) -> str:

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from moescope.figures.axes import align_titles
-from moescope.figures.theme import BLUE, GREY, ORANGE, plain, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, ORANGE, plain
 
 READ = (
     "Orange: what the recipe adds to the loss at each strength, with its 95 % interval (documents drawn anew). Blue "
@@ -37,28 +36,25 @@ def sweep(result: xr.Dataset) -> go.Figure:
     ordered = result.sortby("factor")
     across = min(ACROSS, len(labels))
     down = -(-len(labels) // across)
-    figure = make_subplots(
-        down, across, subplot_titles=[plain(label) for label in labels], horizontal_spacing=0.03,
-        vertical_spacing=0.34 / down,
-    )  # fmt: skip
+    titles = [plain(label) for label in labels]
+    sheet = Sheet(titles, rows=down, cols=across, horizontal_spacing=0.03, vertical_spacing=0.34 / down)
     ticks = _ticks(ordered)
     for place, label in enumerate(labels):
         part = ordered.sel(label=label)
         row, column = place // across + 1, place % across + 1
         if int(result.attrs.get("controls", 0)):
             for edge in _band(ticks, part["control_low"].values, part["control_high"].values):
-                figure.add_trace(edge, row=row, col=column)
+                sheet.add_trace(edge, row=row, col=column)
         line = _line(ticks, part["change"].values, part["low"].values, part["high"].values, ORANGE)
-        figure.add_trace(line, row=row, col=column)
-    figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(
+        sheet.add_trace(line, row=row, col=column)
+    sheet.update_xaxes(type="category", showgrid=False)
+    sheet.update_yaxes(
         zeroline=True, zerolinecolor=GREY, zerolinewidth=1, tickformat="~g", matches="y", showticklabels=False
     )  # fmt: skip
-    figure.update_yaxes(title_text="change, nats per token", showticklabels=True, col=1)
-    figure.update_xaxes(title_text="factor", row=down)
-    figure.update_layout(template=template("light"), height=110 + PANEL * down, showlegend=False, margin_t=60)
-    align_titles(figure, len(labels))
-    return figure
+    sheet.update_yaxes(title={"text": "change, nats per token"}, showticklabels=True, col=1)
+    sheet.update_xaxes(title={"text": "factor"}, row=down)
+    sheet.update_layout(height=110 + PANEL * down, showlegend=False, margin={"t": 60})
+    return sheet.figure()
 
 
 def solving(result: xr.Dataset) -> go.Figure:
@@ -71,7 +67,7 @@ def solving(result: xr.Dataset) -> go.Figure:
     """
     ordered = result.sortby("factor")
     ticks = _ticks(ordered)
-    figure = go.Figure()
+    sheet = Sheet()
     for routing in ordered["routing"].values:
         part = ordered.sel(routing=routing)
         line: Any = _line(
@@ -82,18 +78,18 @@ def solving(result: xr.Dataset) -> go.Figure:
             f"{routing}, factor %{{x}}<br><b>%{{y:.1%}}</b><br>gained %{{customdata[0]}}, lost %{{customdata[1]}}, p "
             "%{customdata[2]:.3g}<br>%{customdata[3]:.1f} tokens<extra></extra>"
         )
-        figure.add_trace(line)
-    figure.update_xaxes(type="category", title_text="factor", showgrid=False)
-    figure.update_yaxes(title_text="solved", tickformat=".0%", rangemode="tozero")
-    return figure.update_layout(
-        template=template("light"),
+        sheet.add_trace(line)
+    sheet.update_xaxes(type="category", title={"text": "factor"}, showgrid=False)
+    sheet.update_yaxes(title={"text": "solved"}, tickformat=".0%", rangemode="tozero")
+    sheet.update_layout(
         height=360,
-        margin_t=60,
+        margin={"t": 60},
         showlegend=True,
         scattermode="group",
         scattergap=0.75,
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"},
     )
+    return sheet.figure()
 
 
 def _ticks(result: xr.Dataset) -> list[str]:

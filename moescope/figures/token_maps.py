@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from moescope.figures.axes import align_titles, layer_axis, layer_names
-from moescope.figures.theme import BLUE, plain, row_height, template
+from moescope.figures.axes import layer_axis, layer_names
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, plain, row_height
 
 READ = (
     "Each row is one layer; the numbers are the experts that this token went to, the one its router wanted most first; "
@@ -30,27 +30,26 @@ def token_routing(result: xr.Dataset) -> go.Figure:
         result: from `analysis.token_routing`.
     """
     height = row_height(result.sizes["layer"]) * result.sizes["layer"]
-    figure = make_subplots(
-        rows=1,
+    sheet = Sheet(
+        [f"experts of “{_short(result.attrs['text'])}”", "entropy", "margin"],
         cols=3,
         shared_yaxes=True,
         column_widths=[0.64, 0.18, 0.18],
         horizontal_spacing=0.02,
-        subplot_titles=[f"experts of “{_short(result.attrs['text'])}”", "entropy", "margin"],
     )
-    figure.add_trace(_experts(result), row=1, col=1)
-    figure.add_trace(_numbers(result), row=1, col=1)
+    sheet.add_trace(_experts(result), row=1, col=1)
+    sheet.add_trace(_numbers(result), row=1, col=1)
     for column, name, unit in ((2, "entropy", " nats"), (3, "margin", "")):
-        figure.add_trace(_level(result, name, unit), row=1, col=column)
-        figure.update_yaxes(layer_axis(result, title={"text": ""}), row=1, col=column)
+        sheet.add_trace(_level(result, name, unit), row=1, col=column)
+        sheet.update_yaxes(layer_axis(result, title={"text": ""}), row=1, col=column)
         ends = _ends(float(np.nanmax(result[name].values, initial=0)))
-        figure.update_xaxes(rangemode="tozero", tickmode="array", tickvals=ends, tickformat="~g", row=1, col=column)
+        sheet.update_xaxes(rangemode="tozero", tickmode="array", tickvals=ends, tickformat="~g", row=1, col=column)
         if len(ends) == 1:  # plotly would draw to -1 and 1
-            figure.update_xaxes(range=[0, 1], row=1, col=column)
-    figure.update_xaxes(title_text="nats", row=1, col=2)
+            sheet.update_xaxes(range=[0, 1], row=1, col=column)
+    sheet.update_xaxes(title={"text": "nats"}, row=1, col=2)
     ranks = result.sizes["rank"]
-    figure.update_xaxes(
-        title_text="rank",
+    sheet.update_xaxes(
+        title={"text": "rank"},
         tickmode="array",
         tickvals=list(range(1, ranks + 1, 1 + ranks // 12)),
         range=[0.5, ranks + 0.5],
@@ -58,9 +57,8 @@ def token_routing(result: xr.Dataset) -> go.Figure:
         row=1,
         col=1,
     )
-    figure.update_yaxes(layer_axis(result), row=1, col=1)
-    figure.update_layout(
-        template=template("light"),
+    sheet.update_yaxes(layer_axis(result), row=1, col=1)
+    sheet.update_layout(
         height=130 + height,
         showlegend=False,
         hoverdistance=-1,  # the nearest expert answers, wherever in its cell the pointer is
@@ -68,8 +66,7 @@ def token_routing(result: xr.Dataset) -> go.Figure:
         # The faint part of the scale alone, on which numbers can be read in either mode; the tooltip has the shares.
         coloraxis={"cmin": 0, "cmax": 2.5 * float(np.nanmax(result["share"].values, initial=1e-9)), "showscale": False},
     )
-    align_titles(figure, 3)
-    return figure
+    return sheet.figure()
 
 
 def _ends(largest: float) -> list[float]:

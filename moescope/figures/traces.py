@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from moescope.figures.axes import expert_axis, layer_axis, layer_names
-from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, row_height, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, ORANGE, colour_bar, plain, row_height
 
 READ = (
     "Each cell is one expert silenced (or patched) alone. Orange: the metric rises; blue: it falls. With the loss as "
@@ -42,11 +43,13 @@ def trace_experts(result: xr.Dataset) -> go.Figure:
         "%{customdata[1]:.1f} tokens<extra></extra>"
     )
     values = np.stack([result["p"].values, result["tokens"].values], axis=-1)
-    figure = go.Figure(_map(result, result["expert"].values, values, hover))
+    sheet = Sheet()
+    sheet.add_trace(_map(result, result["expert"].values, values, hover))
     sure = (result["low"].values > 0) | (result["high"].values < 0)
-    figure.add_trace(_dots(result, result["expert"].values, sure))
-    figure.update_xaxes(expert_axis(result))
-    return _laid_out(figure, result)
+    sheet.add_trace(_dots(result, result["expert"].values, sure))
+    sheet.update_xaxes(expert_axis(result))
+    _lay_out(sheet, result)
+    return sheet.figure()
 
 
 def trace_positions(result: xr.Dataset) -> go.Figure:
@@ -65,15 +68,18 @@ def trace_positions(result: xr.Dataset) -> go.Figure:
     hover = (
         "layer %{y}, token %{x}: %{customdata[0]}<br><b>%{z:+.4f}</b><br>recovered %{customdata[1]:.1%}<extra></extra>"
     )
-    figure = go.Figure(_map(result, positions, customdata, hover))
+    sheet = Sheet()
+    sheet.add_trace(_map(result, positions, customdata, hover))
     largest = result["p"].values <= 1 / (1 + result.attrs["controls"])
-    figure.add_trace(_dots(result, positions, largest & (result["effect"].values != 0)))
-    figure.update_xaxes(
+    sheet.add_trace(_dots(result, positions, largest & (result["effect"].values != 0)))
+    sheet.update_xaxes(
         tickmode="array", tickvals=positions, ticktext=shown, tickangle=-60, showgrid=False, zeroline=False,
         range=[-0.5, len(positions) - 0.5],
     )  # fmt: skip
-    figure = _laid_out(figure, result, below=WIDTH_OF_CHARACTER * max(map(len, shown)))
-    return figure.update_layout(width=max(520, 190 + 30 * len(positions)) if len(positions) > 24 else None)
+    _lay_out(sheet, result, below=WIDTH_OF_CHARACTER * max(map(len, shown)))
+    if len(positions) > 24:
+        sheet.update_layout(width=max(520, 190 + 30 * len(positions)))
+    return sheet.figure()
 
 
 def trace_layers(result: xr.Dataset) -> go.Figure:
@@ -84,9 +90,9 @@ def trace_layers(result: xr.Dataset) -> go.Figure:
     Args:
         result: from `effects.trace_layers`.
     """
-    figure = _bars(result, layer_names(result))
-    figure.update_yaxes(layer_axis(result))
-    return figure
+    sheet = _bars(result, layer_names(result))
+    sheet.update_yaxes(layer_axis(result))
+    return sheet.figure()
 
 
 def trace_paths(result: xr.Dataset) -> go.Figure:
@@ -99,8 +105,8 @@ def trace_paths(result: xr.Dataset) -> go.Figure:
     """
     ordered = result.isel(path=np.argsort(-result["effect"].values, kind="stable"))
     names = [str(name) for name in ordered["path"].values]
-    figure = _bars(ordered, names)
-    figure.add_trace(
+    sheet = _bars(ordered, names)
+    sheet.add_trace(
         go.Scatter(
             x=ordered["parts"].values,
             y=names,
@@ -109,8 +115,8 @@ def trace_paths(result: xr.Dataset) -> go.Figure:
             hovertemplate="its experts alone, summed: %{x:+.4f}<extra></extra>",
         )
     )
-    figure.update_yaxes(type="category", autorange="reversed", categoryorder="array", categoryarray=names)
-    return figure
+    sheet.update_yaxes(type="category", autorange="reversed", categoryorder="array", categoryarray=names)
+    return sheet.figure()
 
 
 def _map(result: xr.Dataset, x: np.ndarray, customdata: np.ndarray, hover: str) -> go.Heatmap:
@@ -139,15 +145,14 @@ def _dots(result: xr.Dataset, x: np.ndarray, where: np.ndarray) -> go.Scatter:
     )
 
 
-def _laid_out(figure: go.Figure, result: xr.Dataset, below: int = 0) -> go.Figure:
+def _lay_out(sheet: Sheet, result: xr.Dataset, below: int = 0) -> None:
     effect = result["effect"].values
     reach = float(np.nanmax(np.abs(effect), initial=0)) or 1.0
     height = row_height(result.sizes["layer"]) * result.sizes["layer"]
-    figure.update_yaxes(layer_axis(result))
-    return figure.update_layout(
-        template=template("light"),
+    sheet.update_yaxes(layer_axis(result))
+    sheet.update_layout(
         height=height + 150 + below,
-        margin_t=64,
+        margin={"t": 64},
         showlegend=False,
         title=_title(result),
         coloraxis={
@@ -158,9 +163,10 @@ def _laid_out(figure: go.Figure, result: xr.Dataset, below: int = 0) -> go.Figur
     )
 
 
-def _bars(result: xr.Dataset, names: list[str]) -> go.Figure:
+def _bars(result: xr.Dataset, names: list[str]) -> Sheet:
     effect = result["effect"].values
-    figure = go.Figure(
+    sheet = Sheet()
+    sheet.add_trace(
         go.Bar(
             x=effect,
             y=names,
@@ -181,7 +187,7 @@ def _bars(result: xr.Dataset, names: list[str]) -> go.Figure:
         controls = result["control_effect"].values[:, place]
         if not len(controls):
             continue
-        figure.add_trace(
+        sheet.add_trace(
             go.Scatter(
                 x=controls,
                 y=[name] * len(controls),
@@ -190,14 +196,14 @@ def _bars(result: xr.Dataset, names: list[str]) -> go.Figure:
                 hovertemplate="random control: %{x:+.4f}<extra></extra>",
             )
         )
-    figure.update_xaxes(title_text=f"change, {_unit(result)}", zeroline=True, tickformat="~g")
-    return figure.update_layout(
-        template=template("light"),
+    sheet.update_xaxes(title={"text": f"change, {_unit(result)}"}, zeroline=True, tickformat="~g")
+    sheet.update_layout(
         height=170 + 30 * len(names),
-        margin_t=64,
+        margin={"t": 64},
         showlegend=False,
         title=_title(result),
     )
+    return sheet
 
 
 def _unit(result: xr.Dataset) -> str:

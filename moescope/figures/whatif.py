@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from moescope.figures.axes import align_titles, depth_colours, layer_axis, layer_names
+from moescope.figures.axes import depth_colours, layer_axis, layer_names
 from moescope.figures.marks import limits, whiskers
 from moescope.figures.menus import menu
-from moescope.figures.theme import BLUE, GREY, row_height, template
+from moescope.figures.sheets import Sheet
+from moescope.figures.theme import BLUE, GREY, row_height
 
 READ = (
     "Left: how many experts a token needs, on average, to reach a share p of the router's score. The colour holds that "
@@ -48,12 +48,8 @@ def what_if(result: xr.Dataset) -> go.Figure:
     titles = ["experts needed for a share p of the score", *(title for *_, title in curves)]
     zeros = _has_zeros(result)
     titles += ["computing nothing"] if zeros else []
-    figure = make_subplots(
-        rows=1,
-        cols=len(titles),
-        column_widths=[0.46, *[0.3] * len(curves), *[0.2] * zeros],
-        horizontal_spacing=0.09,
-        subplot_titles=titles,
+    sheet = Sheet(
+        titles, cols=len(titles), column_widths=[0.46, *[0.3] * len(curves), *[0.2] * zeros], horizontal_spacing=0.09
     )
     labels = [str(name) for name in result["label"].values]
     groups = []
@@ -66,27 +62,25 @@ def what_if(result: xr.Dataset) -> go.Figure:
         groups.append(len(traces))
         for trace, column in traces:
             trace.visible = index == 0
-            figure.add_trace(trace, row=1, col=column)
+            sheet.add_trace(trace, row=1, col=column)
     rows = max(row_height(result.sizes["layer"]) * result.sizes["layer"], 260)
-    figure.update_xaxes(title_text="share p of the score", type="category", showgrid=False, row=1, col=1)
-    figure.update_yaxes(layer_axis(result), row=1, col=1)
+    sheet.update_xaxes(title={"text": "share p of the score"}, type="category", showgrid=False, row=1, col=1)
+    sheet.update_yaxes(layer_axis(result), row=1, col=1)
     for column in range(2, 2 + len(curves)):
-        figure.update_xaxes(title_text="experts n", dtick=max(1, result.sizes["rank"] // 8), row=1, col=column)
-        figure.update_yaxes(tickformat=".0%", range=[0, 1.03], row=1, col=column)
+        sheet.update_xaxes(title={"text": "experts n"}, dtick=max(1, result.sizes["rank"] // 8), row=1, col=column)
+        sheet.update_yaxes(tickformat=".0%", range=[0, 1.03], row=1, col=column)
     if zeros:
-        figure.update_xaxes(tickformat=".0%", rangemode="tozero", row=1, col=len(titles))
-        figure.update_yaxes(layer_axis(result, title={"text": ""}), row=1, col=len(titles))
-    figure.update_layout(
-        template=template("light"),
+        sheet.update_xaxes(tickformat=".0%", rangemode="tozero", row=1, col=len(titles))
+        sheet.update_yaxes(layer_axis(result, title={"text": ""}), row=1, col=len(titles))
+    sheet.update_layout(
         height=rows + 150,
         showlegend=False,
         bargap=0.35,
         coloraxis={"cmin": 0, "cmax": 1, "showscale": False},
     )
     if len(labels) > 1:
-        figure.update_layout(updatemenus=[menu(labels, groups, 0)], margin_t=92)
-    align_titles(figure, len(titles))
-    return figure
+        sheet.update_layout(updatemenus=[menu(labels, groups, 0)], margin={"t": 92})
+    return sheet.figure()
 
 
 def _needed(part: xr.Dataset) -> go.Heatmap:
