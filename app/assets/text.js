@@ -183,15 +183,17 @@ window.dash_clientside = window.dash_clientside || {};
     window.clearTimeout(waiting);
     const shown = plot();
     if (!shown) { if (box()) waiting = window.setTimeout(fill, 250); return; }
-    const { experts, first: begin, filled } = shown.data[0].meta;
-    const now = step === null ? experts.length - 1 : step - begin;
-    if (now < -1 || now >= experts.length || filled === step) return;
+    const { experts, ranks, first: begin, filled } = shown.data[0].meta;
     const names = shown.layout.yaxis.categoryarray, n = names.length;
+    const all = experts ? experts.split(" ").map(Number) : [], length = all.length / (n * ranks);
+    const now = step === null ? length - 1 : step - begin;
+    if (now < -1 || now >= length || filled === step) return;
+    const of = (t, l) => all.slice((t * n + l) * ranks, (t * n + l + 1) * ranks);
     const z = base(shown).map((row) => row.slice());
     for (let t = 0; t <= now; t++)
-      for (let l = 0; l < n; l++) for (const e of experts[t][l]) if (e >= 0) z[l][e] += 1;
+      for (let l = 0; l < n; l++) for (const e of of(t, l)) if (e >= 0) z[l][e] += 1;
     const x = [], y = [];
-    if (now >= 0 && step !== null) for (let l = 0; l < n; l++) for (const e of experts[now][l]) if (e >= 0) { x.push(e); y.push(names[l]); }
+    if (now >= 0 && step !== null) for (let l = 0; l < n; l++) for (const e of of(now, l)) if (e >= 0) { x.push(e); y.push(names[l]); }
     const data = shown.data.slice(); // not restyle: it would forget that layers are categories
     data[0] = { ...data[0], z, meta: { ...data[0].meta, filled: step } };
     data[1] = { ...data[1], x, y };

@@ -94,16 +94,18 @@ Band = tuple[int, int, int, float, str, str]
 def _path_bands(result: xr.Dataset, level: float, most: int) -> tuple[list[Band], str]:
     bands: list[Band] = []
     tested, draws = not np.isnan(result["p"].values).all(), int(result.attrs["draws"])
-    for index in range(min(most, result.sizes["path"])):
-        part = result.isel(path=index)
-        route = part["expert"].values.tolist()
-        count, control, of_rank, p, q = (float(part[name]) for name in ("count", "control", "control_rank", "p", "q"))
+    drawn = result.isel(path=slice(most)).transpose("path", ...)
+    names = ("count", "share", "control", "control_rank", "p", "q", "markov")
+    columns = [drawn[name].values.tolist() for name in names]
+    for route, count, share, control, of_rank, p, q, markov in zip(
+        drawn["expert"].values.tolist(), *columns, strict=True
+    ):
         beyond = tested and p <= level
-        text = f"path {' → '.join(map(str, route))}<br>{count:,.0f} tokens, {float(part['share']):.2%}"
+        text = f"path {' → '.join(map(str, route))}<br>{count:,.0f} tokens, {share:.2%}"
         if tested:
             text += f"<br>controls: {control:,.1f} on average, {of_rank:,.1f} for the path of its rank"
             text += f"<br>p = {p:.2g}, q = {q:.2g}; {draws} controls cannot give less than p = {1 / (draws + 1):.2g}"
-        text += f"<br>from each step alone: {float(part['markov']):,.1f}"
+        text += f"<br>from each step alone: {markov:,.1f}"
         colour = _ORANGE_BAND if beyond else _GREY_BAND
         bands += [(step, route[step], route[step + 1], count, colour, text) for step in range(len(route) - 1)]
     return bands, "strongest paths"
@@ -111,16 +113,16 @@ def _path_bands(result: xr.Dataset, level: float, most: int) -> tuple[list[Band]
 
 def _transition_bands(result: xr.Dataset) -> tuple[list[Band], str]:
     bands: list[Band] = []
-    counts = result["link_count"].values
-    for step, place in zip(*np.nonzero(counts > 0), strict=True):
-        part = result.isel(link=step, transition=place)
-        a, b = int(part["source"]), int(part["target"])
-        lift = float(part["link_lift"])
+    counts = result["link_count"].transpose("link", "transition").values
+    steps, places = np.nonzero(counts > 0)
+    names = ("source", "target", "link_conditional", "link_lift")
+    columns = [result[name].transpose("link", "transition").values[steps, places].tolist() for name in names]
+    for step, count, a, b, share, lift in zip(steps.tolist(), counts[steps, places].tolist(), *columns, strict=True):
         text = (
-            f"expert {a} → expert {b}<br>{int(counts[step, place]):,} tokens, {float(part['link_conditional']):.1%} of "
-            f"the source expert's<br>{lift:.2f} × the target's usual share"
+            f"expert {a:.0f} → expert {b:.0f}<br>{count:,.0f} tokens, {share:.1%} of the source expert's<br>"
+            f"{lift:.2f} × the target's usual share"
         )
-        bands.append((int(step), a, b, float(counts[step, place]), _BLUE_BAND if lift > 1 else _GREY_BAND, text))
+        bands.append((step, int(a), int(b), float(count), _BLUE_BAND if lift > 1 else _GREY_BAND, text))
     return bands, "strongest transitions"
 
 

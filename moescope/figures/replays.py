@@ -24,8 +24,8 @@ READ = (
 def replay(result: xr.Dataset, steps: int | None = None) -> go.Figure:
     """Draws how often each expert of each layer was selected in the first `steps` tokens, and by the last of them.
 
-    How to read it: see `READ`. The first trace's `meta` holds every token's experts ([token][layer][rank], -1 where
-    there is none), from which a page steps on without asking again.
+    How to read it: see `READ`. The first trace's `meta` holds every token's experts, by layer and rank, -1 where there
+    is none, in words with spaces between them, from which a page steps on without asking again.
 
     Args:
         result: from `analysis.passage_routes`.
@@ -51,7 +51,8 @@ def replay(result: xr.Dataset, steps: int | None = None) -> go.Figure:
         ygap=1,
         name="selections",
         meta={
-            "experts": expert.tolist(),
+            "experts": " ".join(map(str, expert.ravel().tolist())),
+            "ranks": expert.shape[2],
             "first": int(result["token"].values[0]) if tokens else 0,
             "n_experts": result["n_experts"].values.tolist(),
             "document": result.attrs["document"],

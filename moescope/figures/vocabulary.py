@@ -67,7 +67,9 @@ def _listed(result: xr.Dataset, strongest: int) -> tuple[np.ndarray, ...]:
     """Where the tokens stand that are furthest above what chance reaches once in a hundred, the furthest first."""
     share = result["share"].values
     above = np.where(np.isnan(share), -np.inf, share - result["null_p99"].values).ravel()
-    best = np.argsort(-above, kind="stable")[:strongest]
+    least = np.partition(above, -strongest)[-strongest] if above.size > strongest else -np.inf
+    best = np.flatnonzero(above >= least)  # all are too many to sort
+    best = best[np.argsort(-above[best], kind="stable")][:strongest]
     return np.unravel_index(best[np.isfinite(above[best])], share.shape)
 
 
@@ -139,13 +141,11 @@ def _lines(result: xr.Dataset, layers: list[str]) -> list[Any]:
 def _tokens(result: xr.Dataset, layers: list[str], strongest: int) -> list[Any]:
     share, chance, at = result["share"].values, result["null_p99"].values, _listed(result, strongest)
     labels = result["label"].values if "label" in result.dims else None
-    names = []
-    for place, (row, token) in enumerate(zip(at[0], at[1], strict=True)):
-        shown = plain(str(result["token"].values[token])).replace("&quot;", '"').replace("&#x27;", "'")
+    words, favourite, names = result["token"][at[1]].values, result["favourite"].values[at], []
+    for place, (row, word) in enumerate(zip(at[0], words, strict=True)):
+        shown = plain(str(word)).replace("&quot;", '"').replace("&#x27;", "'")
         of = f" · {plain(labels[at[2][place]])}" if labels is not None else ""
-        names.append(
-            f"L{layers[row].removeprefix('L')}  <b>{shown}</b>{of}  E{result['favourite'].values[at][place]:.0f}"
-        )
+        names.append(f"L{layers[row].removeprefix('L')}  <b>{shown}</b>{of}  E{favourite[place]:.0f}")
     counted = result["count"].values[at]
     return [
         go.Bar(
