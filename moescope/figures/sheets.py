@@ -35,7 +35,8 @@ class Sheet:
         self.traces: list[Any] = []
         self._axes: dict[tuple[int, int], tuple[str, str]] = {(1, 1): ("xaxis", "yaxis")}
         if geometry or titles:
-            text, self._axes = _panels(json.dumps(geometry))
+            # Told of titles, plotly leaves room for them.
+            text, self._axes = _panels(json.dumps(geometry | ({"subplot_titles": ["…"]} if titles else {})))
             self.layout = json.loads(text)
         for title, (across, down) in zip(titles, self._axes.values(), strict=False):
             self.add_annotation(
