@@ -22,7 +22,7 @@ from moescope.errors import CancelledError, MoescopeError
 PATIENCE = 0.05
 """Seconds that a page waits for an answer before it shows progress instead."""
 
-_LARGEST = 256 << 20  # bytes of results kept
+_LARGEST = 192 << 20  # bytes of results kept
 _NICE = 10  # of what is counted: clicks go first (at 5 the slowest twentieth of callbacks takes half as long again)
 _KEPT = 1000  # questions of which it is known for how long they may be left
 _LEFT = 5.0  # seconds after which who has not asked again has gone elsewhere: panels that wait ask every second
