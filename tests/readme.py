@@ -98,7 +98,7 @@ def exploring() -> str:
     )
     rows = [
         (
-            "first finding in words, after `moescope prepare`, server just started",
+            "first finding in words, after `moescope prepare`, server just started (median of five)",
             found["first finding, s"],
             "2 s",
             None,
