@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from moescope.figures.theme import Mode, template
+
+_template = cache(template)  # plotly copies it into each figure
 
 
 class Sheet:
@@ -38,7 +40,7 @@ class Sheet:
             # Told of titles, plotly leaves room for them.
             text, self._axes = _panels(json.dumps(geometry | ({"subplot_titles": ["…"]} if titles else {})))
             self.layout = json.loads(text)
-        for title, (across, down) in zip(titles, self._axes.values(), strict=False):
+        for title, (across, down) in zip(titles, list(self._axes.values())[: len(titles)], strict=True):
             self.add_annotation(
                 text=title, x=self.layout[across]["domain"][0], y=self.layout[down]["domain"][1], xref="paper",
                 yref="paper", xanchor="left", yanchor="bottom", showarrow=False, align="left", font={"size": 13},
@@ -83,7 +85,7 @@ class Sheet:
 
     def figure(self, mode: Mode = "light") -> go.Figure:
         """What was collected, checked."""
-        return go.Figure(data=self.traces, layout=self.layout | {"template": template(mode)})
+        return go.Figure(data=self.traces, layout=self.layout | {"template": _template(mode)})
 
     def _axis(self, which: int, settings: dict[str, Any], row: int, col: int, more: dict[str, Any]) -> None:
         for (its_row, its_column), names in self._axes.items():

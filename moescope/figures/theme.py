@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +29,6 @@ _SEQUENTIAL = {
 }
 
 
-@cache
 def template(mode: Mode = "light") -> go.layout.Template:
     """The shared plotly template; paper and plot are transparent, so that a figure sits on its page.
 

@@ -55,6 +55,8 @@ def test_each_title_stands_at_the_left_of_its_panel(geometry):
 
 def test_panels_without_a_title_have_none_and_one_panel_needs_no_geometry():
     assert len(Sheet(["first"], cols=2).figure().layout.annotations) == 1
+    with pytest.raises(ValueError, match="shorter"):
+        Sheet(["first", "second", "third"], cols=2)
     sheet = Sheet()
     sheet.add_trace(go.Bar(x=[1], y=[2]))
     assert sheet.figure("dark").to_dict() == go.Figure(go.Bar(x=[1], y=[2]), {"template": template("dark")}).to_dict()
@@ -74,3 +76,9 @@ def test_a_setting_that_plotly_does_not_know_is_refused():
     sheet.update_xaxes(rnge=[0, 1])
     with pytest.raises(ValueError, match="rnge"):
         sheet.figure()
+
+
+def test_a_template_that_somebody_changed_changes_no_other_figure():
+    template().layout.font.size = 40
+    Sheet().figure().layout.template.layout.font.size = 40
+    assert Sheet().figure().layout.template.layout.font.size == template().layout.font.size == 13
